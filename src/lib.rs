@@ -1,0 +1,40 @@
+//! larder: a node-local model cache.
+//!
+//! It makes a model local once, proves every byte, keeps it content-addressed on local disk, and hands it to any number
+//! of readers without copying.
+//!
+//! # Ranks: one direction for every import
+//!
+//! ```text
+//! rank 8   main.rs   cli                words -> one call
+//! rank 7   daemon                       builds everything, runs, drains
+//! rank 6   config                       one file -> typed, all mistakes at once
+//! rank 5   serve   client               the door, and the other side of the door
+//! rank 4   cache                        the only place that decides: pull? wait? refuse?
+//! rank 3   store   index   source       bytes on this disk; facts; bytes from elsewhere
+//! rank 2   wire                         every byte that crosses a process
+//! rank 1   model                        the nouns; no I/O
+//! rank 0   fault   telemetry            what an error must say; logs and metrics
+//! ```
+//!
+//! A module may `use` only modules of a lower rank, never its own rank, never upwards. `store`, `index` and `source` do
+//! not know each other: only `cache` marries them. `fault`, `model`, `wire`, `store` and `index` are synchronous and do
+//! not use tokio. `tests/architecture.rs` holds this table as data and fails with a sentence that names the mend.
+//!
+//! - `fault`: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
+//! - `telemetry`: the log subscriber, the names of log fields, and every metric in one list.
+//! - `model`: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
+//! - `wire`: bodies of the HTTP API.
+//! - `store`: the only code that changes the disk.
+//! - `index`: sled; disposable; checksum to digest, recency.
+//! - `source`: places that resolve a reference and stream its files.
+//! - `cache`: the verbs.
+//! - `serve`: the HTTP door.
+//! - `client`: the same door from the other side.
+//! - `config`: the file, the environment and the flags.
+//! - `daemon`: builds everything, runs it, drains it.
+//! - `cli`: words to one call.
+
+pub mod fault;
+pub mod model;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! Every byte that crosses a process.
+
+pub mod http;

@@ -1,0 +1,248 @@
+//! Bodies of the HTTP API. One place, so that the server, the client and the OpenAPI document cannot disagree.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::fault::{Code, Problem};
+
+/// Asks for a model to be made local. The same body joins the pull that is already under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PullRequest {
+    /// What to pull: `hf://org/name@revision`, `s3://bucket/prefix`, …
+    #[schema(example = "hf://Qwen/Qwen3-0.6B@main")]
+    pub reference: String,
+    /// Patterns of files to take; all files if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Patterns of files to leave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+/// Where a pull stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The source is asked which version and which files the reference means.
+    Resolving,
+    /// Bytes are on their way.
+    Fetching,
+    /// Every byte is here; the snapshot is being laid out.
+    Publishing,
+    /// The model is local and whole.
+    Ready,
+    /// It ended with an error; `error` says which.
+    Failed,
+    /// Somebody took it back.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether nothing will happen any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, Phase::Ready | Phase::Failed | Phase::Cancelled)
+    }
+
+    /// The phase as it is printed.
+    pub fn text(self) -> &'static str {
+        match self {
+            Phase::Resolving => "resolving",
+            Phase::Fetching => "fetching",
+            Phase::Publishing => "publishing",
+            Phase::Ready => "ready",
+            Phase::Failed => "failed",
+            Phase::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A pull, as it stands now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PullStatus {
+    /// Names the pull until the daemon ends.
+    pub id: String,
+    /// What is pulled, in canonical form.
+    pub reference: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The version the source gave, once it is resolved.
+    pub version: Option<String>,
+    /// Files that are whole.
+    pub files_done: u64,
+    /// Files in all; 0 until resolved.
+    pub files_total: u64,
+    /// Bytes that are on this disk: fetched, resumed, or here before.
+    pub bytes_done: u64,
+    /// Bytes in all; 0 until resolved.
+    pub bytes_total: u64,
+    /// Bytes that came from the source in this pull.
+    pub bytes_fetched: u64,
+    /// `bytes_done` of `bytes_total`, 0 to 100, rounded down; 100 only when it is ready.
+    pub percent: u8,
+    /// Bytes a second from the source, over the last seconds.
+    pub bytes_per_second: u64,
+    /// Seconds to go at that rate, if it can be told.
+    pub eta_seconds: Option<u64>,
+    /// A file that is being fetched now.
+    pub file: Option<String>,
+    /// Why it waits, when it waits: the last retryable error and when the next attempt is made.
+    pub waiting: Option<String>,
+    /// The model, when it is ready.
+    pub model: Option<String>,
+    /// The directory to read, when it is ready.
+    pub path: Option<String>,
+    /// What went wrong, when it failed.
+    pub error: Option<ProblemBody>,
+    /// RFC 3339.
+    pub started_at: String,
+    /// RFC 3339; when it ended.
+    pub ended_at: Option<String>,
+    /// How many asked for it.
+    pub asked: u64,
+}
+
+/// All pulls the daemon remembers, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PullList {
+    /// The pulls.
+    pub pulls: Vec<PullStatus>,
+}
+
+/// One version of a model that is local and whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelInfo {
+    /// Names this version of this reference.
+    pub id: String,
+    /// What it was pulled as, in canonical form.
+    pub reference: String,
+    /// The version the source gave it: a commit, or a hash over its listing.
+    pub version: String,
+    /// Digest of the manifest: two models with the same content have the same.
+    pub manifest: String,
+    /// Whether this is the version the reference means now.
+    pub current: bool,
+    /// The directory to read.
+    pub path: String,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Files in all.
+    pub files: u64,
+    /// RFC 3339; when the source was last asked and this was the version.
+    pub confirmed_at: String,
+    /// RFC 3339; when it was last opened, if ever.
+    pub opened_at: Option<String>,
+}
+
+/// A model with its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelDetail {
+    /// The model.
+    #[serde(flatten)]
+    pub model: ModelInfo,
+    /// Its files, sorted by path.
+    pub manifest_files: Vec<ModelFile>,
+}
+
+/// A file of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelFile {
+    /// Where it is in the snapshot.
+    pub path: String,
+    /// `blake3:…`
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// All models that are local and whole, by reference and then newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ModelList {
+    /// The models.
+    pub models: Vec<ModelInfo>,
+}
+
+/// Asks for the directory of a model that is local.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenRequest {
+    /// What to open.
+    pub reference: String,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+/// What a removal did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    /// The models that are gone.
+    pub models: Vec<ModelInfo>,
+    /// Bytes the disk has back; bytes shared with a model that stays are not counted.
+    pub freed_bytes: u64,
+}
+
+/// Whether the daemon can do its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    /// All of them hold.
+    pub ready: bool,
+    /// What still has to happen, or what is wrong.
+    pub waiting_for: Vec<String>,
+    /// The program's version.
+    pub version: String,
+}
+
+/// An error, as RFC 9457 says it (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProblemBody {
+    /// Where the code is explained, relative to the project's documentation.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The class of the failure.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened, with numbers.
+    pub detail: String,
+    /// The stable code.
+    pub code: String,
+    /// What to do.
+    pub action: String,
+    /// The request, as it stands in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Seconds until it makes sense to ask again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
+}
+
+impl From<&Problem> for ProblemBody {
+    fn from(problem: &Problem) -> ProblemBody {
+        ProblemBody {
+            kind: format!("docs/errors.md#{}", problem.code),
+            title: problem.fault().label().to_owned(),
+            status: problem.fault().http_status(),
+            detail: problem.message.clone(),
+            code: problem.code.to_string(),
+            action: problem.action.clone(),
+            request_id: None,
+            retry_after_seconds: problem.retry_after_seconds,
+        }
+    }
+}
+
+impl From<&ProblemBody> for Problem {
+    fn from(body: &ProblemBody) -> Problem {
+        let known = serde_json::from_value(serde_json::Value::String(body.code.clone()));
+        Problem {
+            code: known.unwrap_or(Code::InternalError),
+            message: body.detail.clone(),
+            action: body.action.clone(),
+            retry_after_seconds: body.retry_after_seconds,
+        }
+    }
+}
