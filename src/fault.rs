@@ -237,6 +237,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A failure that no module's own error stands for.
+    pub fn new(code: Code, message: impl Into<String>, action: impl Into<String>) -> Problem {
+        Problem { code, message: message.into(), action: action.into(), retry_after_seconds: None }
+    }
+
     /// Owns what `error` says.
     pub fn of(error: &(impl Diagnose + ?Sized)) -> Problem {
         Problem {

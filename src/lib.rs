@@ -21,10 +21,10 @@
 //! not know each other: only `cache` marries them. `fault`, `model`, `wire`, `store` and `index` are synchronous and do
 //! not use tokio. `tests/architecture.rs` holds this table as data and fails with a sentence that names the mend.
 //!
-//! - `fault`: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
-//! - `telemetry`: the log subscriber, the names of log fields, and every metric in one list.
-//! - `model`: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
-//! - `wire`: bodies of the HTTP API.
+//! - [`fault`]: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
+//! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
+//! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
+//! - [`wire`]: bodies of the HTTP API.
 //! - `store`: the only code that changes the disk.
 //! - `index`: sled; disposable; checksum to digest, recency.
 //! - `source`: places that resolve a reference and stream its files.
@@ -37,4 +37,5 @@
 
 pub mod fault;
 pub mod model;
+pub mod telemetry;
 pub mod wire;

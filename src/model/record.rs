@@ -105,6 +105,8 @@ pub struct Record {
     pub sequence: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// Files in all.
+    pub total_files: u64,
     /// How the files can be recognised: claim and digest. Rebuilds the index.
     pub claims: Vec<(Claim, Digest)>,
 }

@@ -1,0 +1,390 @@
+//! Every metric, in one list: [`METRICS`]. Base units only: bytes and seconds.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One metric as it is documented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// As it is scraped.
+    pub name: &'static str,
+    /// Label names.
+    pub labels: &'static [&'static str],
+    /// What it counts. No full stop: the encoder adds it.
+    pub help: &'static str,
+}
+
+const fn described(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Described {
+    Described { name, labels, help }
+}
+
+/// Every metric. A metric that is not here cannot be registered.
+pub const METRICS: &[Described] = &[
+    described("larder_build_info", &["version"], "The program's version; the value is always 1"),
+    described("larder_pulls_total", &["outcome"], "Pulls that ended: ready, unchanged, failed or cancelled"),
+    described("larder_pull_failures_total", &["fault", "code"], "Pulls that failed, by class and code of the error"),
+    described("larder_pull_duration_seconds", &["outcome"], "From asking for a pull to its end"),
+    described("larder_origin_bytes_total", &[], "Bytes of models fetched from sources"),
+    described("larder_avoided_bytes_total", &[], "Bytes that pulls needed and found on this disk"),
+    described("larder_source_retries_total", &["code"], "Requests to sources made again, by code of the failure"),
+    described("larder_opens_total", &["outcome"], "Opens: hit if the model was local, miss if not"),
+    described(
+        "larder_index_rebuilds_total",
+        &[],
+        "Times the index could not be opened and was rebuilt from the records",
+    ),
+    described("larder_swept_bytes_total", &[], "Bytes of nameless files that were cleared away"),
+    described("larder_http_requests_total", &["route", "status"], "Answers of the HTTP API"),
+    described("larder_http_request_duration_seconds", &["route"], "From a request to the head of its answer"),
+    described("larder_models", &[], "Models that are local and whole"),
+    described("larder_blob_bytes", &[], "Bytes of blobs on this disk"),
+    described("larder_reserved_bytes", &[], "Bytes promised to pulls under way"),
+    described("larder_quota_bytes", &[], "Most bytes models may use; absent if only the file system limits them"),
+    described("larder_free_bytes", &[], "Bytes the file system of the volume would still give"),
+    described("larder_pulls_active", &[], "Pulls under way"),
+    described("larder_volume_read_only", &[], "1 if the volume takes no more writes, else 0"),
+    described("process_resident_memory_bytes", &[], "Memory of this process that is in RAM"),
+    described("process_open_fds", &[], "Open file descriptors of this process"),
+];
+
+/// How a pull ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PullOutcome {
+    /// Bytes came and the model is local.
+    Ready,
+    /// The version the source has was local already.
+    Unchanged,
+    /// It ended with an error.
+    Failed,
+    /// Somebody took it back.
+    Cancelled,
+}
+
+impl PullOutcome {
+    /// Every outcome: each is exported from the start, so that a rate over it has a beginning.
+    pub const ALL: [PullOutcome; 4] =
+        [PullOutcome::Ready, PullOutcome::Unchanged, PullOutcome::Failed, PullOutcome::Cancelled];
+
+    /// Label value.
+    pub fn text(self) -> &'static str {
+        match self {
+            PullOutcome::Ready => "ready",
+            PullOutcome::Unchanged => "unchanged",
+            PullOutcome::Failed => "failed",
+            PullOutcome::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl EncodeLabelValue for PullOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(self.text())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: PullOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpenLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabel {
+    fault: &'static str,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteStatusLabel {
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: String,
+}
+
+/// What only a scrape asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Models that are local and whole.
+    pub models: u64,
+    /// Bytes of blobs.
+    pub blob_bytes: u64,
+    /// Bytes promised to pulls.
+    pub reserved_bytes: u64,
+    /// The quota, if there is one.
+    pub quota_bytes: Option<u64>,
+    /// Bytes the file system would still give.
+    pub free_bytes: u64,
+    /// Pulls under way.
+    pub pulls_active: u64,
+    /// Whether the volume takes no more writes.
+    pub volume_read_only: bool,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// The counters of one daemon. No global: a test has its own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pulls: Family<OutcomeLabel, Counter>,
+    pull_failures: Family<FailureLabel, Counter>,
+    pull_seconds: Histograms<OutcomeLabel>,
+    origin_bytes: Counter,
+    avoided_bytes: Counter,
+    source_retries: Family<CodeLabel, Counter>,
+    opens: Family<OpenLabel, Counter>,
+    index_rebuilds: Counter,
+    swept_bytes: Counter,
+    http_requests: Family<RouteStatusLabel, Counter>,
+    http_seconds: Histograms<RouteLabel>,
+}
+
+/// A tenth of a second (nothing to fetch) to four hours (a very large model on a slow line).
+fn pull_seconds() -> Histogram {
+    Histogram::new([
+        0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 14400.0,
+    ])
+}
+
+/// Half a millisecond (an open) to ten seconds (a removal of a large model).
+fn http_seconds() -> Histogram {
+    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+}
+
+/// Registers `metric` as [`METRICS`] describes it. The library adds `_total` and `_info` by the type, so they are taken off.
+fn register(registry: &mut Registry, name: &str, metric: impl Metric) {
+    let described = METRICS.iter().find(|d| d.name == name).expect("a metric is registered that METRICS does not list");
+    let stem = name.strip_suffix("_total").or(name.strip_suffix("_info")).unwrap_or(name);
+    registry.register(stem, described.help, metric);
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// All counters at zero.
+    pub fn new() -> Metrics {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            pulls: Family::default(),
+            pull_failures: Family::default(),
+            pull_seconds: Family::new_with_constructor(pull_seconds),
+            origin_bytes: Counter::default(),
+            avoided_bytes: Counter::default(),
+            source_retries: Family::default(),
+            opens: Family::default(),
+            index_rebuilds: Counter::default(),
+            swept_bytes: Counter::default(),
+            http_requests: Family::default(),
+            http_seconds: Family::new_with_constructor(http_seconds),
+        };
+        for outcome in PullOutcome::ALL {
+            drop(metrics.pulls.get_or_create(&OutcomeLabel { outcome }));
+        }
+        for outcome in ["hit", "miss"] {
+            drop(metrics.opens.get_or_create(&OpenLabel { outcome }));
+        }
+        let to = &mut metrics.registry;
+        register(to, "larder_build_info", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        register(to, "larder_pulls_total", metrics.pulls.clone());
+        register(to, "larder_pull_failures_total", metrics.pull_failures.clone());
+        register(to, "larder_pull_duration_seconds", metrics.pull_seconds.clone());
+        register(to, "larder_origin_bytes_total", metrics.origin_bytes.clone());
+        register(to, "larder_avoided_bytes_total", metrics.avoided_bytes.clone());
+        register(to, "larder_source_retries_total", metrics.source_retries.clone());
+        register(to, "larder_opens_total", metrics.opens.clone());
+        register(to, "larder_index_rebuilds_total", metrics.index_rebuilds.clone());
+        register(to, "larder_swept_bytes_total", metrics.swept_bytes.clone());
+        register(to, "larder_http_requests_total", metrics.http_requests.clone());
+        register(to, "larder_http_request_duration_seconds", metrics.http_seconds.clone());
+        metrics
+    }
+
+    /// A pull ended, `seconds` after it was asked for.
+    pub fn pull_ended(&self, outcome: PullOutcome, seconds: f64) {
+        self.pulls.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.pull_seconds.get_or_create(&OutcomeLabel { outcome }).observe(seconds);
+    }
+
+    /// Why a pull failed: class and code of the error. Comes besides [`Metrics::pull_ended`].
+    pub fn pull_failed(&self, fault: &'static str, code: &'static str) {
+        self.pull_failures.get_or_create(&FailureLabel { fault, code }).inc();
+    }
+
+    /// Bytes came from a source.
+    pub fn origin_bytes(&self, bytes: u64) {
+        self.origin_bytes.inc_by(bytes);
+    }
+
+    /// A pull needed bytes that were here already.
+    pub fn avoided_bytes(&self, bytes: u64) {
+        self.avoided_bytes.inc_by(bytes);
+    }
+
+    /// A request to a source is made again because of `code`.
+    pub fn source_retry(&self, code: &'static str) {
+        self.source_retries.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// Somebody asked for a model's directory; `hit`: it was there.
+    pub fn opened(&self, hit: bool) {
+        self.opens.get_or_create(&OpenLabel { outcome: if hit { "hit" } else { "miss" } }).inc();
+    }
+
+    /// The index was rebuilt.
+    pub fn index_rebuilt(&self) {
+        self.index_rebuilds.inc();
+    }
+
+    /// Nameless files were cleared away.
+    pub fn swept(&self, bytes: u64) {
+        self.swept_bytes.inc_by(bytes);
+    }
+
+    /// A request was answered. `route` is a pattern of the router, never a path somebody sent: those are without number.
+    pub fn http_answered(&self, route: &str, status: u16, took: Duration) {
+        let route = route.to_owned();
+        self.http_seconds.get_or_create(&RouteLabel { route: route.clone() }).observe(took.as_secs_f64());
+        self.http_requests.get_or_create(&RouteStatusLabel { route, status }).inc();
+    }
+
+    /// All metrics as OpenMetrics text; `gauges` are the numbers of this moment.
+    pub fn encode(&self, gauges: &Gauges) -> String {
+        let mut now = Registry::default();
+        let mut gauge = |name, value: Option<u64>| {
+            if let Some(value) = value {
+                register(&mut now, name, ConstGauge::new(value));
+            }
+        };
+        gauge("larder_models", Some(gauges.models));
+        gauge("larder_blob_bytes", Some(gauges.blob_bytes));
+        gauge("larder_reserved_bytes", Some(gauges.reserved_bytes));
+        gauge("larder_quota_bytes", gauges.quota_bytes);
+        gauge("larder_free_bytes", Some(gauges.free_bytes));
+        gauge("larder_pulls_active", Some(gauges.pulls_active));
+        gauge("larder_volume_read_only", Some(u64::from(gauges.volume_read_only)));
+        gauge("process_resident_memory_bytes", resident_bytes());
+        gauge("process_open_fds", open_fds());
+
+        let mut body = String::with_capacity(16 * 1024);
+        text::encode_registry(&mut body, &self.registry)
+            .and_then(|()| text::encode_registry(&mut body, &now))
+            .and_then(|()| text::encode_eof(&mut body))
+            .expect("writing to a string does not fail");
+        body
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn open_fds() -> Option<u64> {
+    let entries = std::fs::read_dir("/proc/self/fd").ok()?.count() as u64;
+    // The directory being read is one of them.
+    Some(entries.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn everything() -> String {
+        let metrics = Metrics::new();
+        metrics.pull_ended(PullOutcome::Ready, 3.0);
+        metrics.pull_failed("full", "volume-full");
+        metrics.origin_bytes(10);
+        metrics.avoided_bytes(20);
+        metrics.source_retry("rate-limited");
+        metrics.opened(true);
+        metrics.index_rebuilt();
+        metrics.swept(30);
+        metrics.http_answered("/v1/models", 200, Duration::from_millis(2));
+        metrics.encode(&Gauges { models: 4, quota_bytes: Some(50), volume_read_only: true, ..Gauges::default() })
+    }
+
+    #[test]
+    fn what_is_encoded_is_what_is_listed() {
+        let text = everything();
+        let mut found = BTreeSet::new();
+        for line in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            found.insert(match kind {
+                "counter" => format!("{name}_total"),
+                "info" => format!("{name}_info"),
+                _ => name.to_owned(),
+            });
+        }
+        let listed: BTreeSet<String> = METRICS.iter().map(|d| d.name.to_owned()).collect();
+        assert_eq!(found, listed);
+        for described in METRICS {
+            for label in described.labels {
+                let mut samples = text.lines().filter(|l| l.starts_with(described.name));
+                assert!(samples.any(|l| l.contains(&format!("{label}=\""))), "{} has no {label}", described.name);
+            }
+        }
+    }
+
+    #[test]
+    fn samples_are_what_was_counted() {
+        let text = everything();
+        for line in [
+            "larder_pulls_total{outcome=\"ready\"} 1",
+            "larder_pulls_total{outcome=\"cancelled\"} 0",
+            "larder_pull_failures_total{fault=\"full\",code=\"volume-full\"} 1",
+            "larder_pull_duration_seconds_bucket{le=\"2.0\",outcome=\"ready\"} 0",
+            "larder_pull_duration_seconds_bucket{le=\"5.0\",outcome=\"ready\"} 1",
+            "larder_origin_bytes_total 10",
+            "larder_avoided_bytes_total 20",
+            "larder_source_retries_total{code=\"rate-limited\"} 1",
+            "larder_opens_total{outcome=\"hit\"} 1",
+            "larder_opens_total{outcome=\"miss\"} 0",
+            "larder_index_rebuilds_total 1",
+            "larder_swept_bytes_total 30",
+            "larder_http_requests_total{route=\"/v1/models\",status=\"200\"} 1",
+            "larder_models 4",
+            "larder_quota_bytes 50",
+            "larder_volume_read_only 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "`{line}` is missing in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        assert_eq!(text.matches("# EOF").count(), 1);
+    }
+
+    #[test]
+    fn without_a_quota_there_is_no_number_for_it() {
+        assert!(!Metrics::new().encode(&Gauges::default()).contains("larder_quota_bytes"));
+    }
+}
