@@ -25,8 +25,8 @@
 //! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
 //! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
 //! - [`wire`]: bodies of the HTTP API.
-//! - `store`: the only code that changes the disk.
-//! - `index`: sled; disposable; checksum to digest, recency.
+//! - [`store`]: the only code that changes the disk.
+//! - [`index`]: sled; disposable; checksum to digest, recency.
 //! - `source`: places that resolve a reference and stream its files.
 //! - `cache`: the verbs.
 //! - `serve`: the HTTP door.
@@ -36,6 +36,8 @@
 //! - `cli`: words to one call.
 
 pub mod fault;
+pub mod index;
 pub mod model;
+pub mod store;
 pub mod telemetry;
 pub mod wire;

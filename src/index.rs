@@ -1,0 +1,547 @@
+//! Facts that are quick to look up and can be lost: which bytes a claim stands for, and when a model was last opened.
+//!
+//! sled holds them, and sled is disposable: the truth is in the records on disk, and [`Index::reconcile`] brings it back.
+//! So whatever goes wrong with sled, the directory is moved aside and an empty index takes its place. A missing entry
+//! only costs fetching again; a wrong one is told by its seal and counts as missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::fault::{Code, Diagnose};
+use crate::model::{Claim, Digest, ModelId, Record};
+
+/// Longest time that sled may take to open and be read through.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest wait for the lock of an index that the same process has just closed: sled gives it back a little later.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Memory sled may use. Its own default is 1 GiB.
+const CACHE_BYTES: u64 = 16 << 20;
+
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// Claims and recency. Every call may block on the disk, but for [`Index::touch`].
+pub struct Index {
+    dir: PathBuf,
+    rebuilt: bool,
+    sled: Sled,
+    /// Touches since the last flush: as many as there are models.
+    touched: Mutex<BTreeMap<ModelId, u64>>,
+}
+
+struct Sled {
+    db: sled::Db,
+    /// Key: claim, NUL, model id. So two models that make the same claim do not take it from each other.
+    claims: sled::Tree,
+    /// Key: model id.
+    recency: sled::Tree,
+}
+
+/// Why the index did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An empty index cannot be made either.
+    #[error("cannot open index `{}`: {why}", .dir.display())]
+    Open {
+        /// Its directory.
+        dir: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// What was to be noted is not.
+    #[error("cannot write index `{}`: {why}", .dir.display())]
+    Write {
+        /// Its directory.
+        dir: PathBuf,
+        /// What was found.
+        why: String,
+    },
+}
+
+impl Diagnose for Error {
+    fn code(&self) -> Code {
+        Code::DiskError
+    }
+
+    fn action(&self) -> String {
+        let (Error::Open { dir, .. } | Error::Write { dir, .. }) = self;
+        format!("stop larder and delete `{}`: it is rebuilt from the records; no model is lost", dir.display())
+    }
+}
+
+impl Index {
+    /// Opens `dir`. One that cannot be opened and read in 10 seconds is moved to `<dir>.bad-1` (an older one there is
+    /// deleted) and an empty one is made; then [`Index::was_rebuilt`] is true, and one warning is logged.
+    pub fn open(dir: &Path) -> Result<Index, Error> {
+        let (sled, rebuilt) = match open_guarded(dir, OPEN_LIMIT) {
+            Ok(sled) => (sled, false),
+            Err(why) => {
+                let aside = move_aside(dir).map_err(|e| Error::Open {
+                    dir: dir.to_owned(),
+                    why: format!("{why}; and it cannot be moved aside: {e}"),
+                })?;
+                tracing::warn!(why, moved_to = %aside.display(), "the index could not be opened and is rebuilt");
+                let sled = open_guarded(dir, OPEN_LIMIT).map_err(|why| Error::Open { dir: dir.to_owned(), why })?;
+                (sled, true)
+            }
+        };
+        Ok(Index { dir: dir.to_owned(), rebuilt, sled, touched: Mutex::new(BTreeMap::new()) })
+    }
+
+    /// Whether an index was there and had to be given up.
+    pub fn was_rebuilt(&self) -> bool {
+        self.rebuilt
+    }
+
+    /// Makes the index hold what the records say, and nothing of models that have none. Idempotent.
+    pub fn reconcile(&self, records: &[Record]) -> Result<(), Error> {
+        let ids: BTreeSet<String> = records.iter().map(|record| record.id().to_string()).collect();
+        self.writing(|sled| {
+            for entry in &sled.claims {
+                let (key, _) = entry?;
+                if !claim_owner(&key).is_some_and(|id| ids.contains(id)) {
+                    sled.claims.remove(key)?;
+                }
+            }
+            for entry in &sled.recency {
+                let (key, _) = entry?;
+                if !std::str::from_utf8(&key).is_ok_and(|id| ids.contains(id)) {
+                    sled.recency.remove(key)?;
+                }
+            }
+            records.iter().try_for_each(|record| sled.add(record))
+        })
+    }
+
+    /// The bytes a claim stands for, if some model told. Whether they are here, only the store knows.
+    pub fn digest_of(&self, claim: &Claim) -> Option<Digest> {
+        let prefix = claim_prefix(claim);
+        catch_unwind(AssertUnwindSafe(|| {
+            for entry in self.sled.claims.scan_prefix(&prefix) {
+                let (key, value) = entry.ok()?;
+                // A claim that has this one and a NUL as its beginning is another claim.
+                let is_ours = claim_owner(&key).is_some_and(|id| key.len() == prefix.len() + id.len());
+                if let Some(text) = unseal(&key, &value).filter(|_| is_ours)
+                    && let Ok(digest) = Digest::from_hex(text)
+                {
+                    return Some(digest);
+                }
+            }
+            None
+        }))
+        .unwrap_or_default()
+    }
+
+    /// Takes in what a record says.
+    pub fn add(&self, record: &Record) -> Result<(), Error> {
+        self.writing(|sled| sled.add(record))
+    }
+
+    /// Forgets what a record says, and when its model was last opened.
+    pub fn remove(&self, record: &Record) -> Result<(), Error> {
+        let id = record.id();
+        self.touched().remove(&id);
+        self.writing(|sled| {
+            let mut batch = sled::Batch::default();
+            for (claim, _) in &record.claims {
+                batch.remove(claim_key(claim, id));
+            }
+            sled.claims.apply_batch(batch)?;
+            sled.recency.remove(id.to_string())?;
+            Ok(())
+        })
+    }
+
+    /// The model was opened now. In memory; [`Index::flush`] writes it. Time does not go backwards: an earlier time than
+    /// the last one changes nothing.
+    pub fn touch(&self, id: ModelId, at_ms: u64) {
+        let mut touched = self.touched();
+        let last = touched.entry(id).or_default();
+        *last = at_ms.max(*last);
+    }
+
+    /// When the model was last opened, in milliseconds since the Unix epoch; touches not yet flushed count.
+    pub fn last_opened_ms(&self, id: ModelId) -> Option<u64> {
+        let touched = self.touched().get(&id).copied();
+        let stored = catch_unwind(AssertUnwindSafe(|| self.sled.last_opened_ms(id))).unwrap_or_default();
+        touched.max(stored)
+    }
+
+    /// Writes the touches and makes the index durable.
+    pub fn flush(&self) -> Result<(), Error> {
+        let touched = self.touched().clone();
+        self.writing(|sled| {
+            let mut batch = sled::Batch::default();
+            for (id, at_ms) in &touched {
+                let at_ms = sled.last_opened_ms(*id).unwrap_or_default().max(*at_ms);
+                let key = id.to_string();
+                batch.insert(key.as_str(), seal(key.as_bytes(), &at_ms.to_string()));
+            }
+            sled.recency.apply_batch(batch)?;
+            sled.db.flush()?;
+            Ok(())
+        })?;
+        // sled's own flush leaves the size of its file to the kernel's next write-back.
+        let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
+        synced.map_err(|e| Error::Write { dir: self.dir.clone(), why: e.to_string() })?;
+        // Touches that came meanwhile stay for the next time.
+        self.touched().retain(|id, at_ms| touched.get(id) != Some(at_ms));
+        Ok(())
+    }
+
+    fn touched(&self) -> MutexGuard<'_, BTreeMap<ModelId, u64>> {
+        // Each change of the map is one call, so a panic leaves it whole.
+        self.touched.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
+    /// sled panics on some damage instead of telling.
+    fn writing(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
+        let why = match catch_unwind(AssertUnwindSafe(|| change(&self.sled))) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(panic) => panicked(panic.as_ref()),
+        };
+        Err(Error::Write { dir: self.dir.clone(), why })
+    }
+}
+
+impl Sled {
+    fn add(&self, record: &Record) -> sled::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (claim, digest) in &record.claims {
+            let key = claim_key(claim, record.id());
+            let value = seal(&key, &digest.to_hex());
+            batch.insert(key, value);
+        }
+        self.claims.apply_batch(batch)
+    }
+
+    fn last_opened_ms(&self, id: ModelId) -> Option<u64> {
+        let key = id.to_string();
+        let value = self.recency.get(&key).ok()??;
+        unseal(key.as_bytes(), &value)?.parse().ok()
+    }
+}
+
+fn claim_prefix(claim: &Claim) -> Vec<u8> {
+    [claim.as_str().as_bytes(), b"\0"].concat()
+}
+
+fn claim_key(claim: &Claim, id: ModelId) -> Vec<u8> {
+    [claim.as_str().as_bytes(), b"\0", id.to_string().as_bytes()].concat()
+}
+
+/// The model id in the key of a claim.
+fn claim_owner(key: &[u8]) -> Option<&str> {
+    let id = key.rsplit(|byte| *byte == 0).next()?;
+    std::str::from_utf8(id).ok().filter(|id| id.len() == 16)
+}
+
+/// The value with a short hash over key and value in front: damage makes an entry missing, never wrong.
+fn seal(key: &[u8], text: &str) -> Vec<u8> {
+    [&seal_of(key, text.as_bytes()), text.as_bytes()].concat()
+}
+
+fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a str> {
+    let (seal, text) = value.split_at_checked(8)?;
+    (seal == seal_of(key, text)).then(|| std::str::from_utf8(text).ok())?
+}
+
+fn seal_of(key: &[u8], text: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(key.len() as u64).to_le_bytes()).update(key).update(text);
+    let mut seal = [0; 8];
+    seal.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    seal
+}
+
+/// On a thread of its own, because a damaged index can make sled panic, and could make it hang. A thread that hangs is
+/// left behind: it holds nothing but the directory, which is then moved away from under it.
+fn open_guarded(dir: &Path, limit: Duration) -> Result<Sled, String> {
+    let (done, opened) = mpsc::channel();
+    let at = dir.to_owned();
+    let thread = thread::Builder::new().name("index-open".into()).spawn(move || {
+        let result = catch_unwind(|| open_and_read(&at)).unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
+        // Nobody listens any more when it took too long.
+        let _ = done.send(result);
+    });
+    thread.map_err(|e| e.to_string())?;
+    opened.recv_timeout(limit).unwrap_or_else(|_| Err(format!("it did not open in {} s", limit.as_secs())))
+}
+
+fn open_and_read(dir: &Path) -> Result<Sled, String> {
+    remove_torn_snapshots(dir).map_err(|e| e.to_string())?;
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS));
+    let deadline = Instant::now() + LOCK_LIMIT;
+    let db = loop {
+        match config.open() {
+            Err(sled::Error::Io(e)) if e.to_string().contains("acquire lock") && Instant::now() < deadline => {
+                thread::park_timeout(Duration::from_millis(20));
+            }
+            other => break other.map_err(|e| e.to_string())?,
+        }
+    };
+    let open = |name: &str| db.open_tree(name).map_err(|e| e.to_string());
+    let (claims, recency) = (open("claims")?, open("recency")?);
+    // Damage shows when the pages are read, not when the tree is opened.
+    for entry in claims.iter().chain(recency.iter()) {
+        entry.map_err(|e| e.to_string())?;
+    }
+    Ok(Sled { db, claims, recency })
+}
+
+/// sled 0.34 takes a snapshot that it had not finished writing for the newest one, and then never opens again.
+fn remove_torn_snapshots(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(b"snap.") && name.as_encoded_bytes().ends_with(b".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn move_aside(dir: &Path) -> io::Result<PathBuf> {
+    let mut aside = dir.as_os_str().to_owned();
+    aside.push(".bad-1");
+    let aside = PathBuf::from(aside);
+    match fs::symlink_metadata(&aside) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(&aside)?,
+        Ok(_) => fs::remove_file(&aside)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    fs::rename(dir, &aside)?;
+    Ok(aside)
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("sled panicked: {}", text.unwrap_or("it did not say why"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Checksum, ModelRef, RelPath};
+
+    fn claim(n: u8) -> Claim {
+        Claim::checksum(Checksum::Sha256([n; 32]), 7)
+    }
+
+    fn record(reference: &str, claims: &[u8]) -> Record {
+        let reference: ModelRef = reference.parse().unwrap();
+        Record {
+            reference,
+            version: "v1".into(),
+            manifest: Digest::of(b"manifest"),
+            snapshot: RelPath::new("x").unwrap(),
+            confirmed_at_ms: 0,
+            sequence: 0,
+            total_bytes: 0,
+            total_files: 1,
+            claims: claims.iter().map(|n| (claim(*n), Digest::of(&[*n]))).collect(),
+        }
+    }
+
+    fn knows(index: &Index) -> Vec<u8> {
+        let known: Vec<u8> = (0..8).filter(|n| index.digest_of(&claim(*n)).is_some()).collect();
+        for n in &known {
+            assert_eq!(index.digest_of(&claim(*n)), Some(Digest::of(&[*n])));
+        }
+        known
+    }
+
+    #[test]
+    fn claims_are_kept_over_a_restart_and_belong_to_their_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("index-v1");
+        let (a, b) = (record("hf://o/a", &[1, 2]), record("hf://o/b", &[2, 3]));
+        let index = Index::open(&at).unwrap();
+        assert!(!index.was_rebuilt());
+        index.add(&a).unwrap();
+        index.add(&b).unwrap();
+        index.flush().unwrap();
+        drop(index);
+        let index = Index::open(&at).unwrap();
+        assert!(!index.was_rebuilt());
+        assert_eq!(knows(&index), [1, 2, 3]);
+        index.remove(&a).unwrap();
+        assert_eq!(knows(&index), [2, 3]);
+        index.remove(&b).unwrap();
+        assert_eq!(knows(&index), Vec::<u8>::new());
+    }
+
+    #[test]
+    fn reconciling_brings_back_what_is_missing_and_forgets_what_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (record("hf://o/a", &[1, 2]), record("hf://o/b", &[2, 3]));
+        let index = Index::open(&dir.path().join("index")).unwrap();
+        index.add(&a).unwrap();
+        for record in [&a, &b] {
+            index.touch(record.id(), 5);
+        }
+        index.flush().unwrap();
+        for _ in 0..2 {
+            index.reconcile(std::slice::from_ref(&b)).unwrap();
+            assert_eq!(knows(&index), [2, 3]);
+            assert_eq!((index.last_opened_ms(a.id()), index.last_opened_ms(b.id())), (None, Some(5)));
+        }
+    }
+
+    #[test]
+    fn recency_never_goes_backwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("index");
+        let id = record("hf://o/a", &[]).id();
+        let index = Index::open(&at).unwrap();
+        assert_eq!(index.last_opened_ms(id), None);
+        index.touch(id, 10);
+        index.touch(id, 7);
+        assert_eq!(index.last_opened_ms(id), Some(10));
+        index.flush().unwrap();
+        index.touch(id, 3);
+        assert_eq!(index.last_opened_ms(id), Some(10));
+        index.flush().unwrap();
+        drop(index);
+        let index = Index::open(&at).unwrap();
+        assert_eq!(index.last_opened_ms(id), Some(10));
+        index.touch(id, 11);
+        assert_eq!(index.last_opened_ms(id), Some(11));
+    }
+
+    #[test]
+    fn a_damaged_entry_is_missing_not_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = record("hf://o/a", &[1]);
+        let index = Index::open(&dir.path().join("index")).unwrap();
+        index.add(&record).unwrap();
+        index.touch(record.id(), 10);
+        index.flush().unwrap();
+        let key = claim_key(&claim(1), record.id());
+        let other = Digest::of(b"other").to_hex();
+        for value in [&b""[..], b"short", &[0xff; 72], other.as_bytes(), &seal(b"another key", &other)] {
+            index.sled.claims.insert(&key, value).unwrap();
+            index.sled.recency.insert(record.id().to_string(), value).unwrap();
+            assert_eq!(index.digest_of(&claim(1)), None);
+            assert_eq!(index.last_opened_ms(record.id()), None);
+        }
+        index.sled.claims.insert(b"not a key", b"not a value").unwrap();
+        index.reconcile(std::slice::from_ref(&record)).unwrap();
+        assert_eq!(knows(&index), [1]);
+    }
+
+    #[test]
+    fn whatever_is_in_its_place_it_opens_and_can_be_filled_again() {
+        type Damage = fn(&Path);
+        let damages: [(&str, Damage, Option<bool>); 7] = [
+            ("untouched", |_| {}, Some(false)),
+            ("deleted", |dir| fs::remove_dir_all(dir).unwrap(), Some(false)),
+            (
+                "a file",
+                |dir| {
+                    fs::remove_dir_all(dir).unwrap();
+                    fs::write(dir, "garbage").unwrap();
+                },
+                Some(true),
+            ),
+            (
+                "a torn snapshot",
+                |dir| fs::write(dir.join("snap.FFFFFFFFFFFFFFFF.generating"), "").unwrap(),
+                Some(false),
+            ),
+            ("garbage configuration", |dir| fs::write(dir.join("conf"), [0xa5; 999]).unwrap(), Some(true)),
+            // Here sled may mend, refuse or panic; all is well as long as the index opens.
+            (
+                "truncated",
+                |dir| fs::File::options().write(true).open(dir.join("db")).unwrap().set_len(100).unwrap(),
+                None,
+            ),
+            (
+                "overwritten",
+                |dir| {
+                    let length = fs::metadata(dir.join("db")).unwrap().len() as usize;
+                    fs::write(dir.join("db"), vec![0xa5; length]).unwrap();
+                },
+                None,
+            ),
+        ];
+        let record = record("hf://o/a", &[1, 2]);
+        for (name, damage, rebuilt) in damages {
+            let dir = tempfile::tempdir().unwrap();
+            let at = dir.path().join("index-v1");
+            let index = Index::open(&at).unwrap();
+            index.add(&record).unwrap();
+            index.flush().unwrap();
+            drop(index);
+            damage(&at);
+            let index = Index::open(&at).unwrap_or_else(|e| panic!("{name}: {e}"));
+            if let Some(rebuilt) = rebuilt {
+                assert_eq!(index.was_rebuilt(), rebuilt, "{name}");
+            }
+            assert_eq!(dir.path().join("index-v1.bad-1").exists(), index.was_rebuilt(), "{name}");
+            index.reconcile(std::slice::from_ref(&record)).unwrap();
+            assert_eq!(knows(&index), [1, 2], "{name}");
+        }
+    }
+
+    #[test]
+    fn damage_of_any_byte_makes_entries_missing_never_wrong() {
+        let record = record("hf://o/a", &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("whole")).unwrap();
+        index.add(&record).unwrap();
+        index.flush().unwrap();
+        drop(index);
+        let rounds: u64 = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(24);
+        for seed in 0..rounds {
+            let at = dir.path().join(format!("damaged-{seed}"));
+            let mut random = fastrand::Rng::with_seed(seed);
+            fs::create_dir(&at).unwrap();
+            for entry in fs::read_dir(dir.path().join("whole")).unwrap() {
+                let path = entry.unwrap().path();
+                if !path.is_file() {
+                    continue;
+                }
+                let mut bytes = fs::read(&path).unwrap();
+                // Most of the file is room that is not used yet.
+                let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                for _ in 0..random.usize(1..8) {
+                    if used > 0 {
+                        bytes[random.usize(..used)] = random.u8(..);
+                    }
+                }
+                fs::write(at.join(path.file_name().unwrap()), bytes).unwrap();
+            }
+            let index = Index::open(&at).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let before = knows(&index);
+            index.reconcile(std::slice::from_ref(&record)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            assert_eq!(knows(&index).len(), 8, "seed {seed}, before: {before:?}");
+        }
+    }
+
+    #[test]
+    fn only_one_bad_index_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("index-v1");
+        for text in ["first", "second"] {
+            fs::remove_dir_all(&at).ok();
+            fs::write(&at, text).unwrap();
+            assert!(Index::open(&at).unwrap().was_rebuilt());
+        }
+        assert_eq!(fs::read_to_string(dir.path().join("index-v1.bad-1")).unwrap(), "second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

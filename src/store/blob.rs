@@ -1,0 +1,120 @@
+//! Blobs: immutable bytes named by their digest.
+
+use std::path::PathBuf;
+
+use super::io::{self, allocated_bytes, look_at};
+use super::{Error, Volume};
+use crate::model::Digest;
+
+/// Bytes that are verified, durable, and named by their digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blob {
+    /// BLAKE3 of the bytes.
+    pub digest: Digest,
+    /// How many they are.
+    pub size: u64,
+}
+
+impl Volume {
+    /// Where a blob is, if it is here.
+    pub fn blob_path(&self, digest: Digest) -> PathBuf {
+        self.layout.blob(digest)
+    }
+
+    /// Size of a blob in bytes, if it is here as a regular file.
+    pub fn blob_size(&self, digest: Digest) -> Result<Option<u64>, Error> {
+        Ok(look_at(&self.layout.blob(digest))?.filter(|found| found.is_file()).map(|found| found.len()))
+    }
+
+    /// Every blob, sorted by digest.
+    pub fn blobs(&self) -> Result<Vec<Blob>, Error> {
+        let mut blobs = Vec::new();
+        for dir in self.layout.blob_dirs() {
+            for name in io::names_in(&dir)? {
+                let Ok(digest) = Digest::from_hex(&name) else { continue };
+                // Elsewhere than where its name says, nothing finds it.
+                if self.layout.blob_dir(digest) != dir {
+                    continue;
+                }
+                if let Some(size) = self.blob_size(digest)? {
+                    blobs.push(Blob { digest, size });
+                }
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// Removes a blob that no manifest names any more. Returns the bytes of the disk this gives back: 0 while a
+    /// snapshot still links it, or when it is not here.
+    ///
+    /// Not durable on return: a blob that comes back after a power cut is nameless, and swept.
+    pub fn remove_blob(&self, digest: Digest) -> Result<u64, Error> {
+        let path = self.layout.blob(digest);
+        let Some(found) = look_at(&path)? else { return Ok(0) };
+        let last = std::os::unix::fs::MetadataExt::nlink(&found) == 1;
+        let removed = self.disk.unlink(&path)?;
+        Ok(if removed && last { allocated_bytes(&found) } else { 0 })
+    }
+
+    /// Moves a blob that is not what its name says to `quarantine/`, so that it is never served again. Durable on
+    /// return. Snapshots that link it are the caller's to remove.
+    pub fn quarantine(&self, digest: Digest) -> Result<(), Error> {
+        let path = self.layout.blob(digest);
+        if look_at(&path)?.is_none() {
+            return Ok(());
+        }
+        self.disk.rename(&path, &self.layout.quarantine().join(digest.to_hex()))?;
+        self.disk.sync_dir(&self.layout.quarantine())?;
+        self.sync_parent(&path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ingest::tests::stored;
+    use std::fs;
+
+    #[test]
+    fn only_whole_files_under_their_own_name_are_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, b"bytes");
+        let elsewhere = dir.path().join(format!("blobs/{:02x}", 0)).join(blob.digest.to_hex());
+        if elsewhere != volume.blob_path(blob.digest) {
+            fs::write(&elsewhere, "x").unwrap();
+        }
+        fs::write(dir.path().join("blobs/00/README"), "x").unwrap();
+        let other = Digest::of(b"a directory");
+        fs::create_dir(volume.blob_path(other)).unwrap();
+
+        assert_eq!(volume.blobs().unwrap(), [blob]);
+        assert_eq!(volume.blob_size(blob.digest).unwrap(), Some(5));
+        assert_eq!(volume.blob_size(other).unwrap(), None);
+    }
+
+    #[test]
+    fn removing_counts_what_the_disk_gets_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, &[7; 10_000]);
+        let link = dir.path().join("public/link");
+        fs::hard_link(volume.blob_path(blob.digest), &link).unwrap();
+        assert_eq!(volume.remove_blob(blob.digest).unwrap(), 0);
+        fs::rename(&link, volume.blob_path(blob.digest)).unwrap();
+        assert!(volume.remove_blob(blob.digest).unwrap() >= 10_000);
+        assert_eq!(volume.remove_blob(blob.digest).unwrap(), 0);
+        assert_eq!(volume.blobs().unwrap(), []);
+    }
+
+    #[test]
+    fn a_quarantined_blob_is_not_here_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, b"bytes");
+        volume.quarantine(blob.digest).unwrap();
+        volume.quarantine(blob.digest).unwrap();
+        assert_eq!(volume.blob_size(blob.digest).unwrap(), None);
+        assert!(dir.path().join("quarantine").join(blob.digest.to_hex()).exists());
+    }
+}

@@ -1,0 +1,494 @@
+//! `public/`: snapshots, which are hard links to blobs, and the Hub's refs, which name them.
+//!
+//! A snapshot is built in `ingests/` and gets its name when it is whole; it loses its name before it is taken apart. So
+//! who looks at `public/` never sees half of one.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::io::{self, look_at};
+use super::layout::{Scratch, hub_repo};
+use super::{Error, Volume, sizes_differ};
+use crate::model::{Digest, Digester, Manifest, ManifestFile, RelPath, Verified};
+
+const DIR_MODE: u32 = 0o555;
+/// While it is built or taken apart: an ordinary user cannot change, nor rename, a directory that is read-only.
+const DIR_MODE_OPEN: u32 = 0o755;
+
+impl Volume {
+    /// Lays a manifest out as a read-only directory below `public/`. Durable on return; the blobs must be here.
+    ///
+    /// One that is there already is kept if it is exactly this, and replaced otherwise.
+    pub fn publish(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<PathBuf, Error> {
+        let target = self.public().join(snapshot.as_path());
+        if self.is_laid_out(&target, manifest)? {
+            self.disk.set_dir_mode(&target, DIR_MODE)?;
+            self.sync_parent(&target)?;
+            return Ok(target);
+        }
+        let build = self.layout.scratch(Scratch::Snapshot);
+        let placed = self.build(&build, manifest).and_then(|()| self.place(&build, snapshot));
+        if placed.is_err() {
+            // The first error is the one to report; start-up sweeps what stays behind.
+            let _ = self.disk.remove_tree(&build);
+        }
+        placed?;
+        Ok(target)
+    }
+
+    /// Whether the directory holds the manifest's files, as links to the blobs, and nothing else.
+    fn is_laid_out(&self, target: &Path, manifest: &Manifest) -> Result<bool, Error> {
+        if !look_at(target)?.is_some_and(|found| found.is_dir()) {
+            return Ok(false);
+        }
+        let mut names = 0;
+        let mut ahead = vec![target.to_owned()];
+        while let Some(dir) = ahead.pop() {
+            for name in io::names_in(&dir)? {
+                let path = dir.join(name);
+                match look_at(&path)? {
+                    Some(found) if found.is_dir() => ahead.push(path),
+                    _ => names += 1,
+                }
+            }
+        }
+        if names != manifest.files().len() {
+            return Ok(false);
+        }
+        for file in manifest.files() {
+            let (link, blob) = (look_at(&target.join(file.path.as_path()))?, look_at(&self.blob_path(file.digest))?);
+            let (Some(link), Some(blob)) = (link, blob) else { return Ok(false) };
+            if (link.dev(), link.ino()) != (blob.dev(), blob.ino()) || blob.len() != file.size {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Links every file, then makes every directory durable and read-only, but for the top one, which is still renamed.
+    fn build(&self, build: &Path, manifest: &Manifest) -> Result<(), Error> {
+        self.disk.make_dir(build, DIR_MODE_OPEN)?;
+        let mut dirs = std::collections::BTreeSet::new();
+        for file in manifest.files() {
+            for parent in file.path.parents() {
+                if dirs.insert(parent.to_owned()) {
+                    self.disk.make_dir(&build.join(parent), DIR_MODE_OPEN)?;
+                }
+            }
+            self.lay_out_file(file, &build.join(file.path.as_path()))?;
+        }
+        for dir in dirs.iter().map(|dir| build.join(dir)) {
+            self.disk.set_dir_mode(&dir, DIR_MODE)?;
+            self.disk.sync_dir(&dir)?;
+        }
+        self.disk.sync_dir(build)
+    }
+
+    fn lay_out_file(&self, file: &ManifestFile, at: &Path) -> Result<(), Error> {
+        let blob = self.blob_path(file.digest);
+        let corrupt = |found: String| Error::Corrupt { verb: "link", noun: "blob", path: blob.clone(), found };
+        match self.blob_size(file.digest)? {
+            None => return Err(corrupt("it is missing".into())),
+            Some(size) if size != file.size => return Err(corrupt(sizes_differ(size, file.size))),
+            Some(_) => {}
+        }
+        if !self.disk.link(&blob, at)? {
+            self.copy_blob(file.digest, file.size, at)?;
+        }
+        Ok(())
+    }
+
+    /// For a blob that has as many links as the file system allows (65,000 on ext4). Verified and durable on return.
+    fn copy_blob(&self, digest: Digest, size: u64, at: &Path) -> Result<(), Error> {
+        let path = self.blob_path(digest);
+        let corrupt = |found: String| Error::Corrupt { verb: "copy", noun: "blob", path: path.clone(), found };
+        let from = io::open_file(&path)?.ok_or_else(|| corrupt("it is missing".into()))?;
+        let to = self.disk.create_new(at)?;
+        let mut digester = Digester::new(None, size);
+        let mut buffer = vec![0; 1 << 20];
+        let mut copied = 0;
+        loop {
+            let got = io::read_up_to(&from, &path, &mut buffer)?;
+            if got == 0 {
+                break;
+            }
+            digester.update(&buffer[..got]);
+            self.disk.write_at(&to, at, &buffer[..got], copied)?;
+            copied += got as u64;
+        }
+        if digester.finish() != Verified::As(digest) {
+            return Err(corrupt("its bytes are not what its name says".into()));
+        }
+        self.disk.sync_data(&to, at)?;
+        self.disk.set_mode(&to, at, 0o444)
+    }
+
+    /// Gives what was built its name, and what had the name away.
+    fn place(&self, build: &Path, snapshot: &RelPath) -> Result<(), Error> {
+        let _shape = self.shape();
+        let target = self.make_public_parents(snapshot)?;
+        let trash = match look_at(&target)? {
+            Some(found) => Some(self.take_away(&target, found.is_dir())?),
+            None => None,
+        };
+        self.disk.rename(build, &target)?;
+        self.disk.set_dir_mode(&target, DIR_MODE)?;
+        self.disk.sync_dir(&target)?;
+        self.sync_parent(&target)?;
+        trash.map_or(Ok(()), |trash| self.destroy(&trash))
+    }
+
+    /// Makes the directories above `path`, durably, and returns where it is. Those that are there are made durable too:
+    /// a process may have been killed between making and syncing them.
+    fn make_public_parents(&self, path: &RelPath) -> Result<PathBuf, Error> {
+        let public = self.public();
+        for parent in path.parents().map(|parent| public.join(parent)) {
+            self.disk.make_dir(&parent, DIR_MODE_OPEN)?;
+            self.sync_parent(&parent)?;
+        }
+        Ok(public.join(path.as_path()))
+    }
+
+    /// Takes the name from a thing in `public/`; returns where it is now.
+    fn take_away(&self, path: &Path, is_dir: bool) -> Result<PathBuf, Error> {
+        let trash = self.layout.scratch(Scratch::Trash);
+        if is_dir {
+            self.disk.set_dir_mode(path, DIR_MODE_OPEN)?;
+        }
+        self.disk.rename(path, &trash)?;
+        Ok(trash)
+    }
+
+    /// Removes a thing of `ingests/` that has lost its name, or never had one.
+    pub(super) fn destroy(&self, trash: &Path) -> Result<(), Error> {
+        if look_at(trash)?.is_some_and(|found| found.is_dir()) {
+            self.disk.remove_tree(trash)
+        } else {
+            self.disk.unlink(trash).map(drop)
+        }
+    }
+
+    /// Takes the name from a snapshot, durably, then takes it apart; and the directories above it that become empty.
+    /// The blobs stay. One that is not here is no error.
+    pub fn remove_snapshot(&self, snapshot: &RelPath) -> Result<(), Error> {
+        let path = self.public().join(snapshot.as_path());
+        let trash = {
+            let _shape = self.shape();
+            let trash = match look_at(&path)? {
+                Some(found) => Some(self.take_away(&path, found.is_dir())?),
+                None => None,
+            };
+            if trash.is_some() {
+                self.sync_parent(&path)?;
+            }
+            self.prune_above(snapshot)?;
+            trash
+        };
+        trash.map_or(Ok(()), |trash| self.destroy(&trash))
+    }
+
+    /// Removes the directories above `path` that are empty, but never `public/`. The caller holds the shape.
+    fn prune_above(&self, path: &RelPath) -> Result<(), Error> {
+        let parents: Vec<PathBuf> = path.parents().map(|parent| self.public().join(parent)).collect();
+        for parent in parents.iter().rev() {
+            let there = look_at(parent)?.is_some();
+            if there && !self.disk.remove_empty_dir(parent)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `hub/models--org--name/refs/<revision>`, which tells the Hub's libraries the name of the snapshot's
+    /// directory. Durable on return.
+    ///
+    /// Fails with [`Error::RefConflict`] when another revision is a directory of this one, or the other way round.
+    pub fn write_hub_ref(&self, repo: &str, revision: &str, snapshot_name: &str) -> Result<(), Error> {
+        let path = hub_ref(repo, revision)?;
+        let _shape = self.shape();
+        self.check_hub_ref_is_free(repo, revision, &path)?;
+        let file = self.make_public_parents(&path)?;
+        self.disk.replace(&self.layout.scratch(Scratch::File), &file, snapshot_name.as_bytes(), 0o444)
+    }
+
+    fn check_hub_ref_is_free(&self, repo: &str, revision: &str, path: &RelPath) -> Result<(), Error> {
+        let public = self.public();
+        let file = public.join(path.as_path());
+        // Empty directories are left behind by a crash between unlinking a ref and pruning; nothing else removes them.
+        self.prune_inside(&file)?;
+        let mut in_the_way = look_at(&file)?.filter(|found| found.is_dir()).map(|_| file);
+        for parent in path.parents().map(|parent| public.join(parent)) {
+            if in_the_way.is_none() && look_at(&parent)?.is_some_and(|found| !found.is_dir()) {
+                in_the_way = Some(parent);
+            }
+        }
+        match in_the_way {
+            None => Ok(()),
+            Some(path) => Err(Error::RefConflict { repo: repo.to_owned(), revision: revision.to_owned(), path }),
+        }
+    }
+
+    /// Removes the directories in and below `dir` that hold no file. The caller holds the shape.
+    fn prune_inside(&self, dir: &Path) -> Result<(), Error> {
+        let mut dirs = Vec::new();
+        let mut ahead = vec![dir.to_owned()];
+        while let Some(dir) = ahead.pop() {
+            if look_at(&dir)?.is_some_and(|found| found.is_dir()) {
+                ahead.extend(io::names_in(&dir)?.into_iter().map(|name| dir.join(name)));
+                dirs.push(dir);
+            }
+        }
+        for dir in dirs.iter().rev() {
+            self.disk.remove_empty_dir(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a ref of the Hub layout, durably, and the directories that become empty. One that is not here is no
+    /// error.
+    pub fn remove_hub_ref(&self, repo: &str, revision: &str) -> Result<(), Error> {
+        let path = hub_ref(repo, revision)?;
+        let _shape = self.shape();
+        self.remove_public_file(&path)
+    }
+
+    /// The caller holds the shape.
+    pub(super) fn remove_public_file(&self, path: &RelPath) -> Result<(), Error> {
+        let file = self.public().join(path.as_path());
+        // A directory here is another revision's.
+        if look_at(&file)?.is_some_and(|found| !found.is_dir()) {
+            self.disk.unlink(&file)?;
+            self.sync_parent(&file)?;
+        }
+        self.prune_above(path)
+    }
+
+    /// Removes the directories of `public/` that hold no file and are no snapshot. Returns nothing: they take no space.
+    pub(super) fn prune_public(&self, dirs: &[RelPath]) -> Result<(), Error> {
+        let _shape = self.shape();
+        // Inside out, because the list is sorted.
+        for dir in dirs.iter().rev() {
+            self.disk.remove_empty_dir(&self.public().join(dir.as_path()))?;
+        }
+        Ok(())
+    }
+}
+
+fn hub_ref(repo: &str, revision: &str) -> Result<RelPath, Error> {
+    // The repository is one component, so its slash must not make it two; the revision may have some.
+    RelPath::new(revision)
+        .and_then(|revision| RelPath::new(&format!("{}/refs/{revision}", hub_repo(repo))))
+        .map_err(|source| Error::Name { noun: "a Hub ref", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Code, Diagnose};
+    use crate::store::ingest::tests::stored;
+    use crate::store::record::tests::manifest;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn mode_of(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn rel(path: &str) -> RelPath {
+        RelPath::new(path).unwrap()
+    }
+
+    fn volume_with(root: &Path, contents: &[&[u8]]) -> Volume {
+        let volume = Volume::open(root).unwrap();
+        for bytes in contents {
+            stored(&volume, bytes);
+        }
+        volume
+    }
+
+    fn scratch_names(root: &Path) -> Vec<String> {
+        io::names_in(&root.join("ingests")).unwrap()
+    }
+
+    #[test]
+    fn a_snapshot_is_a_read_only_directory_of_links_to_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one", b"two", b""]);
+        let manifest = manifest(&[
+            ("config.json", b"one"),
+            ("Config.json", b"two"),
+            ("deep/er/model.bin", b"one"),
+            ("deep/__init__.py", b""),
+            ("@x", b""),
+        ]);
+        let target = volume.publish(&rel("hub/models--o--n/snapshots/v1"), &manifest).unwrap();
+        assert_eq!(target, dir.path().join("public/hub/models--o--n/snapshots/v1"));
+        for file in manifest.files() {
+            let path = target.join(file.path.as_path());
+            let (link, blob) =
+                (fs::symlink_metadata(&path).unwrap(), fs::metadata(volume.blob_path(file.digest)).unwrap());
+            assert_eq!((link.ino(), link.len()), (blob.ino(), file.size), "{}", file.path);
+            assert_eq!(mode_of(&path), 0o444);
+        }
+        for dir in ["", "deep", "deep/er"] {
+            assert_eq!(mode_of(&target.join(dir)), 0o555, "{dir:?}");
+        }
+        assert_eq!(mode_of(target.parent().unwrap()), 0o755);
+        assert_eq!(scratch_names(dir.path()), Vec::<String>::new());
+
+        volume.remove_snapshot(&rel("hub/models--o--n/snapshots/v1")).unwrap();
+        volume.remove_snapshot(&rel("hub/models--o--n/snapshots/v1")).unwrap();
+        assert_eq!(io::names_in(&volume.public()).unwrap(), Vec::<String>::new());
+        assert_eq!(scratch_names(dir.path()), Vec::<String>::new());
+        assert_eq!(volume.blobs().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn publishing_again_keeps_what_is_right_and_replaces_what_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one", b"two"]);
+        let path = rel("s3/bucket/@v1");
+        let manifest = manifest(&[("a", b"one"), ("d/b", b"two")]);
+        let target = volume.publish(&path, &manifest).unwrap();
+        let inode = || fs::metadata(&target).unwrap().ino();
+        let before = inode();
+        volume.publish(&path, &manifest).unwrap();
+        assert_eq!(inode(), before);
+
+        // Killed between the name and the mode.
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+        volume.publish(&path, &manifest).unwrap();
+        assert_eq!((inode(), mode_of(&target)), (before, 0o555));
+
+        let spoil: [fn(&Path); 4] = [
+            |dir| fs::write(dir.join("extra"), "x").unwrap(),
+            |dir| fs::remove_file(dir.join("a")).unwrap(),
+            |dir| {
+                fs::remove_file(dir.join("a")).unwrap();
+                fs::write(dir.join("a"), "one").unwrap();
+            },
+            |dir| {
+                fs::remove_file(dir.join("a")).unwrap();
+                std::os::unix::fs::symlink("d/b", dir.join("a")).unwrap();
+            },
+        ];
+        for spoil in spoil {
+            let before = inode();
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+            spoil(&target);
+            volume.publish(&path, &manifest).unwrap();
+            assert_ne!(inode(), before);
+            assert_eq!(io::names_in(&target).unwrap(), ["a", "d"]);
+            assert_eq!(fs::read(target.join("a")).unwrap(), b"one");
+            assert_eq!(scratch_names(dir.path()), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_missing_or_short_blob_publishes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one", b"two"]);
+        let manifest = manifest(&[("a", b"one"), ("b", b"two")]);
+        let blob = volume.blob_path(Digest::of(b"two"));
+        let spoil: [fn(&Path); 2] = [|blob| fs::remove_file(blob).unwrap(), |blob| fs::write(blob, "tw").unwrap()];
+        for spoil in spoil {
+            spoil(&blob);
+            let error = volume.publish(&rel("s3/bucket/@v1"), &manifest).unwrap_err();
+            assert_eq!(error.code(), Code::StoreCorrupt);
+            assert!(!volume.public().join("s3/bucket/@v1").exists());
+            assert_eq!(scratch_names(dir.path()), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_blob_with_too_many_links_is_copied_and_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one"]);
+        let (digest, to) = (Digest::of(b"one"), dir.path().join("ingests/copy"));
+        volume.copy_blob(digest, 3, &to).unwrap();
+        assert_eq!((fs::read(&to).unwrap(), mode_of(&to)), (b"one".to_vec(), 0o444));
+        fs::remove_file(&to).unwrap();
+
+        fs::remove_file(volume.blob_path(digest)).unwrap();
+        fs::write(volume.blob_path(digest), "eno").unwrap();
+        assert_eq!(volume.copy_blob(digest, 3, &to).unwrap_err().code(), Code::StoreCorrupt);
+    }
+
+    #[test]
+    #[ignore = "makes 65,000 links, which takes seconds"]
+    fn a_model_of_many_equal_files_is_laid_out_even_when_links_run_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one"]);
+        let blob = volume.blob_path(Digest::of(b"one"));
+        let links = dir.path().join("links");
+        fs::create_dir(&links).unwrap();
+        let runs_out = (0..70_000).any(|n| !volume.disk.link(&blob, &links.join(n.to_string())).unwrap());
+        if !runs_out {
+            println!("skipped: this file system allows more than 70,000 links");
+            return;
+        }
+        let manifest = manifest(&[("a", b"one"), ("b", b"one")]);
+        let target = volume.publish(&rel("s3/bucket/@v1"), &manifest).unwrap();
+        for name in ["a", "b"] {
+            let copy = fs::metadata(target.join(name)).unwrap();
+            assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
+            assert_eq!((fs::read(target.join(name)).unwrap(), mode_of(&target.join(name))), (b"one".to_vec(), 0o444));
+        }
+    }
+
+    #[test]
+    fn hub_refs_name_the_snapshot_and_go_away_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let refs = volume.public().join("hub/models--org--name/refs");
+        for (revision, snapshot) in [("main", "c1"), ("refs/pr/1", "c2"), ("main", "c3")] {
+            volume.write_hub_ref("org/name", revision, snapshot).unwrap();
+            assert_eq!(fs::read_to_string(refs.join(revision)).unwrap(), snapshot);
+            assert_eq!(mode_of(&refs.join(revision)), 0o444);
+        }
+        for revision in ["refs/pr", "refs"] {
+            // A directory of other revisions is not this revision.
+            volume.remove_hub_ref("org/name", revision).unwrap();
+            assert!(refs.join("refs/pr/1").exists());
+        }
+        for revision in ["refs/pr/1", "main", "main"] {
+            volume.remove_hub_ref("org/name", revision).unwrap();
+        }
+        assert_eq!(io::names_in(&volume.public()).unwrap(), Vec::<String>::new());
+        for hostile in ["../../../x", "/x", "", "a//b"] {
+            assert_eq!(volume.write_hub_ref("org/name", hostile, "c").unwrap_err().code(), Code::UnsafeName);
+        }
+    }
+
+    #[test]
+    fn revisions_that_cannot_both_be_files_do_each_other_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let refs = volume.public().join("hub/models--o--n/refs");
+        for (first, second) in [("a", "a/b"), ("x/y", "x")] {
+            volume.write_hub_ref("o/n", first, "c1").unwrap();
+            let error = volume.write_hub_ref("o/n", second, "c2").unwrap_err();
+            assert!(matches!(error, Error::RefConflict { .. }), "{error}");
+            assert_eq!(fs::read_to_string(refs.join(first)).unwrap(), "c1");
+            volume.remove_hub_ref("o/n", first).unwrap();
+            // What a crash between removing the ref and its directory leaves.
+            fs::create_dir_all(refs.join(second).join("empty")).unwrap();
+            volume.write_hub_ref("o/n", second, "c2").unwrap();
+            volume.remove_hub_ref("o/n", second).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_planted_in_public_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume_with(dir.path(), &[b"one"]);
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), volume.public().join("s3")).unwrap();
+        let path = rel("s3/@v1");
+        assert!(volume.publish(&path, &manifest(&[("a", b"one")])).is_err());
+        assert!(volume.remove_snapshot(&rel("s3")).is_ok());
+        assert!(outside.path().exists());
+        assert_eq!(io::names_in(outside.path()).unwrap(), Vec::<String>::new());
+        volume.publish(&path, &manifest(&[("a", b"one")])).unwrap();
+    }
+}
