@@ -27,7 +27,7 @@
 //! - [`wire`]: bodies of the HTTP API.
 //! - [`store`]: the only code that changes the disk.
 //! - [`index`]: sled; disposable; checksum to digest, recency.
-//! - `source`: places that resolve a reference and stream its files.
+//! - [`source`]: places that resolve a reference and stream its files.
 //! - `cache`: the verbs.
 //! - `serve`: the HTTP door.
 //! - `client`: the same door from the other side.
@@ -38,6 +38,7 @@
 pub mod fault;
 pub mod index;
 pub mod model;
+pub mod source;
 pub mod store;
 pub mod telemetry;
 pub mod wire;
