@@ -28,13 +28,14 @@
 //! - [`store`]: the only code that changes the disk.
 //! - [`index`]: sled; disposable; checksum to digest, recency.
 //! - [`source`]: places that resolve a reference and stream its files.
-//! - `cache`: the verbs.
+//! - [`cache`]: the verbs.
 //! - `serve`: the HTTP door.
 //! - `client`: the same door from the other side.
 //! - `config`: the file, the environment and the flags.
 //! - `daemon`: builds everything, runs it, drains it.
 //! - `cli`: words to one call.
 
+pub mod cache;
 pub mod fault;
 pub mod index;
 pub mod model;

@@ -1,0 +1,290 @@
+//! The verbs, and the only place that decides: pull? wait? refuse?
+//!
+//! Every door (HTTP, the command line) is a translation to the methods of [`Cache`]. Methods that are not `async` and
+//! touch the disk say so: a door calls them on a blocking thread.
+
+mod ledger;
+mod models;
+mod pull;
+mod recover;
+mod transfer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::fault::{Code, Diagnose, Problem};
+use crate::index::{self, Index};
+use crate::model::{Bytes, ReferenceError};
+use crate::source::{self, Sources};
+use crate::store::{self, Volume};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Gauges;
+
+use ledger::{Ledger, Room};
+pub use pull::PullHandle;
+use pull::Pulls;
+use transfer::Budget;
+
+/// What the cache is configured with.
+#[derive(Debug, Clone)]
+pub struct CacheConfig {
+    /// The volume's directory.
+    pub root: PathBuf,
+    /// Most bytes models may use; without it, what the file system has.
+    pub quota: Option<Bytes>,
+    /// Bytes of the file system that are left to others.
+    pub min_free: Bytes,
+    /// Memory for bytes in flight, all pulls together.
+    pub pull_memory: Bytes,
+    /// Most range requests under way, all pulls together.
+    pub pull_connections: usize,
+    /// Longest time without a byte, before a stream is dropped and resumed.
+    pub stall_timeout: Duration,
+    /// Failures of one range in a row, without a byte of progress, before a pull fails.
+    pub retry_attempts: u32,
+}
+
+/// The models of one volume. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    config: CacheConfig,
+    volume: Volume,
+    /// Without an index and sources the cache is a view: it lists and opens, and refuses to change anything.
+    hands: Option<Hands>,
+    metrics: Arc<Metrics>,
+    ledger: Ledger,
+    pulls: Mutex<Pulls>,
+    budget: Arc<Budget>,
+    /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
+    naming: Mutex<()>,
+    /// Read while a blob is committed, written while blobs are unlinked: a blob that has just been committed is in the
+    /// ledger before anybody can decide that nothing uses it.
+    commits: Arc<RwLock<()>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct Hands {
+    index: Index,
+    sources: Sources,
+}
+
+/// Why the cache did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The reference cannot be read.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The source did not give what was asked for.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// The disk did not take or give what was asked for.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// No index can be had.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// Larger than the quota.
+    #[error("cannot pull `{reference}`: it has {size}, more than the quota of {quota}")]
+    NeverFits {
+        /// What was asked for.
+        reference: String,
+        /// Its size.
+        size: Bytes,
+        /// The quota.
+        quota: Bytes,
+    },
+    /// No room now.
+    #[error("cannot pull `{reference}`: it needs {needs} more, {} can give {free} (models use {used}, other pulls were promised {reserved})",
+        match quota { Some(quota) => format!("the quota of {quota}"), None => format!("the disk of `{volume}`") })]
+    NoRoom {
+        /// What was asked for.
+        reference: String,
+        /// Bytes that are not here yet.
+        needs: Bytes,
+        /// What could be written.
+        free: Bytes,
+        /// What models use.
+        used: Bytes,
+        /// What other pulls were promised.
+        reserved: Bytes,
+        /// The quota, if it is what is short; otherwise the disk is.
+        quota: Option<Bytes>,
+        /// The volume's directory.
+        volume: String,
+    },
+    /// Not here.
+    #[error("cannot open `{reference}`: it is not local")]
+    NotLocal {
+        /// What was asked for.
+        reference: String,
+    },
+    /// On its way.
+    #[error("cannot open `{reference}`: it is being pulled, {percent} % is here{}",
+        eta.map(|eta| format!(", {} to go", humantime::format_duration(eta))).unwrap_or_default())]
+    NotReady {
+        /// What was asked for.
+        reference: String,
+        /// How much is here.
+        percent: u8,
+        /// How long it will take, if that can be told.
+        eta: Option<Duration>,
+    },
+    /// No such pull.
+    #[error("cannot find the pull `{id}`: it ended long ago, or never was")]
+    PullNotFound {
+        /// What was asked for.
+        id: String,
+    },
+    /// Taken back by request.
+    #[error("the pull was cancelled")]
+    Cancelled,
+    /// Shutting down.
+    #[error("cannot pull: larder is shutting down")]
+    Draining,
+    /// This process only looks.
+    #[error("cannot change the volume `{volume}`: another process holds it")]
+    View {
+        /// The volume's directory.
+        volume: String,
+    },
+}
+
+impl Diagnose for Error {
+    fn code(&self) -> Code {
+        match self {
+            Error::Reference(e) => e.code(),
+            Error::Source(e) => e.code(),
+            Error::Store(e) => e.code(),
+            Error::Index(e) => e.code(),
+            Error::NeverFits { .. } => Code::NeverFits,
+            Error::NoRoom { .. } => Code::VolumeFull,
+            Error::NotLocal { .. } => Code::NotLocal,
+            Error::NotReady { .. } => Code::NotReady,
+            Error::PullNotFound { .. } => Code::PullNotFound,
+            Error::Cancelled => Code::PullCancelled,
+            Error::Draining => Code::Draining,
+            Error::View { .. } => Code::VolumeLocked,
+        }
+    }
+
+    fn action(&self) -> String {
+        match self {
+            Error::Reference(e) => e.action(),
+            Error::Source(e) => e.action(),
+            Error::Store(e) => e.action(),
+            Error::Index(e) => e.action(),
+            Error::NeverFits { .. } => "raise `volume.quota`, or pull fewer files with `--include`".into(),
+            Error::NoRoom { quota: Some(_), .. } => {
+                "remove a model (`larder list`, `larder remove`), raise `volume.quota`, or pull fewer files with `--include`"
+                    .into()
+            }
+            Error::NoRoom { quota: None, .. } => {
+                "remove a model (`larder list`, `larder remove`), free the disk or lower `volume.min_free`, or pull fewer \
+                 files with `--include`"
+                    .into()
+            }
+            Error::NotLocal { reference } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
+            Error::NotReady { .. } => "wait for it with `--wait`".into(),
+            Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
+            Error::Cancelled => "pull again: it goes on where it stopped".into(),
+            Error::Draining => "ask again when it has started again".into(),
+            Error::View { .. } => "wait until it ends, or talk to it through its socket (`LARDER_SOCKET`)".into(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Source(e) => e.retry_after(),
+            Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
+            Error::Draining => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Problem {
+        Problem::of(&error)
+    }
+}
+
+impl Cache {
+    /// Why the volume takes no writes, if it does not.
+    pub fn read_only_because(&self) -> Option<String> {
+        self.0.volume.read_only_because()
+    }
+
+    /// The directory readers mount.
+    pub fn public(&self) -> PathBuf {
+        self.0.volume.public()
+    }
+
+    /// What `/metrics` reads when it is scraped. Asks the file system.
+    pub fn gauges(&self) -> Gauges {
+        let totals = self.0.ledger.totals();
+        Gauges {
+            models: totals.models,
+            blob_bytes: totals.blob_bytes,
+            reserved_bytes: totals.reserved_bytes,
+            quota_bytes: self.0.config.quota.map(|quota| quota.0),
+            free_bytes: self.0.volume.free_bytes().unwrap_or(0),
+            pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
+            volume_read_only: self.read_only_because().is_some(),
+        }
+    }
+
+    /// Writes what is only in memory (when models were last opened). Blocking.
+    pub fn flush(&self) {
+        if let Some(hands) = &self.0.hands
+            && let Err(error) = hands.index.flush()
+        {
+            tracing::warn!(%error, "the index could not be flushed; only recency is at stake");
+        }
+    }
+
+    /// Pauses every pull (its bytes stay, and it is resumed at the next start), waits for that at most `deadline`, and
+    /// flushes.
+    pub async fn drain(&self, deadline: Duration) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(deadline, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                seconds = deadline.as_secs(),
+                "some pulls did not pause in time; they are resumed all the same"
+            );
+        }
+        let cache = self.clone();
+        if tokio::task::spawn_blocking(move || cache.flush()).await.is_err() {
+            tracing::warn!("the index could not be flushed; only recency is at stake");
+        }
+    }
+
+    fn hands(&self) -> Result<&Hands, Error> {
+        let volume = || Error::View { volume: self.0.config.root.display().to_string() };
+        self.0.hands.as_ref().ok_or_else(volume)
+    }
+
+    fn room(&self) -> Result<Room, Error> {
+        let free = self.0.volume.free_bytes()?.saturating_sub(self.0.config.min_free.0);
+        Ok(Room { quota: self.0.config.quota, free_bytes: free })
+    }
+}
+
+/// Milliseconds since the Unix epoch. For people to read; never compared to decide anything.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// RFC 3339, to the second.
+fn rfc3339(at_ms: u64) -> String {
+    // The formatter panics beyond the year 9999.
+    let at = Duration::from_millis(at_ms.min(253_402_300_799_000));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
+}

@@ -1,0 +1,355 @@
+//! What is here and what is promised, under the one lock. Nothing waits inside it: no I/O, no `.await`, no callback.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::model::{Bytes, Digest, Location, Manifest, ModelId, ModelRef, Record, RelPath};
+use crate::store::Blob;
+
+/// The facts the cache decides by. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Ledger(Arc<Mutex<Facts>>);
+
+#[derive(Default)]
+struct Facts {
+    models: BTreeMap<ModelId, Arc<Record>>,
+    /// By reference text: its version with the highest sequence.
+    current: HashMap<String, ModelId>,
+    blobs: HashMap<Digest, BlobUse>,
+    blob_bytes: u64,
+    reserved_bytes: u64,
+    /// The part of `reserved_bytes` the file system has already given.
+    written_bytes: u64,
+    last_sequence: u64,
+}
+
+struct BlobUse {
+    size: u64,
+    /// Models that list it, and pulls that hold it.
+    users: u32,
+}
+
+/// How much room there is, for the decision and for the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    /// `volume.quota`, if one is set.
+    pub(super) quota: Option<Bytes>,
+    /// Bytes the file system would still give, less what we leave to others.
+    pub(super) free_bytes: u64,
+}
+
+/// Why there is no room. "Never" and "not now" are different answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// The model is larger than the quota.
+    Never {
+        /// The quota.
+        quota: Bytes,
+    },
+    /// It would fit if something else were not here.
+    Now {
+        /// What could still be written.
+        free: Bytes,
+        /// What models use.
+        used: Bytes,
+        /// What other pulls were promised.
+        reserved: Bytes,
+        /// The quota, if it is what is short; otherwise the disk is.
+        quota: Option<Bytes>,
+    },
+}
+
+/// A promise of bytes that are not written yet. Drop gives back what is left of it.
+#[must_use]
+pub(super) struct Reservation {
+    ledger: Ledger,
+    left_bytes: u64,
+    written_bytes: u64,
+}
+
+/// Keeps blobs from being removed while a pull counts on them. Drop lets go.
+#[must_use]
+pub(super) struct Hold {
+    ledger: Ledger,
+    digests: Vec<Digest>,
+}
+
+/// Counts for `/metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) models: u64,
+    pub(super) blob_bytes: u64,
+    pub(super) reserved_bytes: u64,
+}
+
+impl Ledger {
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.0.lock().expect("no panic while the ledger is held")
+    }
+
+    /// Start-up: a blob that is on disk, named or not.
+    pub(super) fn found_blob(&self, blob: Blob) {
+        let mut facts = self.facts();
+        if facts.blobs.insert(blob.digest, BlobUse { size: blob.size, users: 0 }).is_none() {
+            facts.blob_bytes += blob.size;
+        }
+    }
+
+    /// A model has its name: it counts from now on. Replaces what the same id said before.
+    pub(super) fn name(&self, record: Record, manifest: &Manifest) {
+        let mut facts = self.facts();
+        let id = record.id();
+        facts.last_sequence = facts.last_sequence.max(record.sequence);
+        if facts.models.insert(id, Arc::new(record.clone())).is_none() {
+            for file in manifest.files() {
+                facts.blobs.entry(file.digest).or_insert(BlobUse { size: file.size, users: 0 }).users += 1;
+            }
+        }
+        let text = record.reference.to_string();
+        let newest = facts.current.get(&text).and_then(|id| facts.models.get(id)).map_or(0, |r| r.sequence);
+        if record.sequence >= newest {
+            facts.current.insert(text, id);
+        }
+    }
+
+    /// A model loses its name.
+    pub(super) fn unname(&self, id: ModelId, manifest: &Manifest) {
+        let mut facts = self.facts();
+        let Some(record) = facts.models.remove(&id) else { return };
+        for file in manifest.files() {
+            if let Some(user) = facts.blobs.get_mut(&file.digest) {
+                user.users = user.users.saturating_sub(1);
+            }
+        }
+        let text = record.reference.to_string();
+        let next = facts.models.values().filter(|r| r.reference == record.reference).max_by_key(|r| r.sequence);
+        match next.map(|r| r.id()) {
+            Some(next) => facts.current.insert(text, next),
+            None => facts.current.remove(&text),
+        };
+    }
+
+    /// The number the next confirmation gets.
+    pub(super) fn next_sequence(&self) -> u64 {
+        let mut facts = self.facts();
+        facts.last_sequence += 1;
+        facts.last_sequence
+    }
+
+    /// The version a reference means now.
+    pub(super) fn current(&self, reference: &ModelRef) -> Option<Arc<Record>> {
+        let facts = self.facts();
+        facts.current.get(&reference.to_string()).and_then(|id| facts.models.get(id)).cloned()
+    }
+
+    /// One version.
+    pub(super) fn model(&self, id: ModelId) -> Option<Arc<Record>> {
+        self.facts().models.get(&id).cloned()
+    }
+
+    /// Every version of every reference, each with whether it is the current one.
+    pub(super) fn models(&self) -> Vec<(Arc<Record>, bool)> {
+        let facts = self.facts();
+        let is_current = |r: &Record| facts.current.get(&r.reference.to_string()) == Some(&r.id());
+        facts.models.values().map(|r| (r.clone(), is_current(r))).collect()
+    }
+
+    /// Whether any model is laid out there.
+    pub(super) fn uses_snapshot(&self, snapshot: &RelPath) -> bool {
+        self.facts().models.values().any(|r| &r.snapshot == snapshot)
+    }
+
+    /// Whether any model has this content.
+    pub(super) fn uses_manifest(&self, manifest: Digest) -> bool {
+        self.facts().models.values().any(|r| r.manifest == manifest)
+    }
+
+    /// What `refs/<revision>` of a Hub repository should lead to: the whole repository if it is here, else the newest
+    /// selection of it, because an unmodified reader knows no selections.
+    pub(super) fn hub_target(&self, repo: &str, revision: &str) -> Option<RelPath> {
+        let facts = self.facts();
+        let names = |r: &&Arc<Record>| match r.reference.location() {
+            Location::Hub { repo: its, revision: at, .. } => its == repo && at == revision,
+            _ => false,
+        };
+        let best = facts.models.values().filter(names).max_by_key(|r| (!r.reference.is_partial(), r.sequence));
+        best.map(|r| r.snapshot.clone())
+    }
+
+    /// Holds a blob if it is here.
+    pub(super) fn hold_if_here(&self, hold: &mut Hold, digest: Digest) -> bool {
+        let mut facts = self.facts();
+        let Some(user) = facts.blobs.get_mut(&digest) else { return false };
+        user.users += 1;
+        hold.digests.push(digest);
+        true
+    }
+
+    /// A hold on nothing yet.
+    pub(super) fn hold(&self) -> Hold {
+        Hold { ledger: self.clone(), digests: Vec::new() }
+    }
+
+    /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked.
+    pub(super) fn strike_if_unused(&self, digest: Digest) -> bool {
+        let mut facts = self.facts();
+        match facts.blobs.get(&digest) {
+            Some(user) if user.users == 0 => {
+                facts.blob_bytes -= user.size;
+                facts.blobs.remove(&digest);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Promises `want_bytes` of a model of `model_bytes`, before the first one is written.
+    pub(super) fn reserve(&self, want_bytes: u64, model_bytes: u64, room: Room) -> Result<Reservation, NoRoom> {
+        let mut facts = self.facts();
+        if let Some(quota) = room.quota.filter(|quota| model_bytes > quota.0) {
+            return Err(NoRoom::Never { quota });
+        }
+        let refuse = |free: u64, quota| NoRoom::Now {
+            free: Bytes(free),
+            used: Bytes(facts.blob_bytes),
+            reserved: Bytes(facts.reserved_bytes),
+            quota,
+        };
+        if let Some(quota) = room.quota {
+            let left = quota.0.saturating_sub(facts.blob_bytes).saturating_sub(facts.reserved_bytes);
+            if want_bytes > left {
+                return Err(refuse(left, Some(quota)));
+            }
+        }
+        let left = room.free_bytes.saturating_sub(facts.reserved_bytes - facts.written_bytes);
+        if want_bytes > left {
+            return Err(refuse(left, None));
+        }
+        facts.reserved_bytes += want_bytes;
+        Ok(Reservation { ledger: self.clone(), left_bytes: want_bytes, written_bytes: 0 })
+    }
+
+    /// The sums.
+    pub(super) fn totals(&self) -> Totals {
+        let facts = self.facts();
+        Totals { models: facts.models.len() as u64, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
+    }
+}
+
+impl Reservation {
+    /// The file system has given these bytes: they are no longer free, but not yet a blob.
+    pub(super) fn written(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left_bytes - self.written_bytes);
+        self.written_bytes += bytes;
+        self.ledger.facts().written_bytes += bytes;
+    }
+
+    /// The file system has these bytes back, or they have become a blob: they are no longer written ahead.
+    fn settle(&mut self, facts: &mut Facts, bytes: u64) {
+        let bytes = bytes.min(self.written_bytes);
+        self.written_bytes -= bytes;
+        facts.written_bytes -= bytes;
+    }
+
+    /// Reserved bytes have become a blob; `hold` keeps it.
+    pub(super) fn became(&mut self, blob: Blob, hold: &mut Hold) {
+        let ledger = self.ledger.clone();
+        let mut facts = ledger.facts();
+        self.settle(&mut facts, blob.size);
+        let given = blob.size.min(self.left_bytes);
+        self.left_bytes -= given;
+        facts.reserved_bytes -= given;
+        let known = facts.blobs.contains_key(&blob.digest);
+        facts.blobs.entry(blob.digest).or_insert(BlobUse { size: blob.size, users: 0 }).users += 1;
+        if !known {
+            facts.blob_bytes += blob.size;
+        }
+        hold.digests.push(blob.digest);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let ledger = self.ledger.clone();
+        let mut facts = ledger.facts();
+        self.settle(&mut facts, u64::MAX);
+        facts.reserved_bytes -= self.left_bytes;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut facts = self.ledger.facts();
+        for digest in &self.digests {
+            if let Some(user) = facts.blobs.get_mut(digest) {
+                user.users = user.users.saturating_sub(1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(quota: Option<u64>, free_bytes: u64) -> Room {
+        Room { quota: quota.map(Bytes), free_bytes }
+    }
+
+    fn blob(name: &str, size: u64) -> Blob {
+        Blob { digest: Digest::of(name.as_bytes()), size }
+    }
+
+    #[test]
+    fn never_fits_and_not_now_are_different_answers() {
+        let ledger = Ledger::default();
+        assert!(matches!(ledger.reserve(60, 101, room(Some(100), 1000)), Err(NoRoom::Never { quota: Bytes(100) })));
+        let first = ledger.reserve(60, 60, room(Some(100), 1000)).ok().unwrap();
+        let refused = ledger.reserve(60, 60, room(Some(100), 1000)).err().unwrap();
+        let expected = NoRoom::Now { free: Bytes(40), used: Bytes(0), reserved: Bytes(60), quota: Some(Bytes(100)) };
+        assert_eq!(refused, expected);
+        drop(first);
+        assert!(ledger.reserve(60, 60, room(Some(100), 1000)).is_ok());
+    }
+
+    #[test]
+    fn the_disk_can_be_short_where_the_quota_is_not() {
+        let ledger = Ledger::default();
+        let mut first = ledger.reserve(60, 60, room(None, 100)).ok().unwrap();
+        assert!(matches!(
+            ledger.reserve(41, 41, room(None, 100)),
+            Err(NoRoom::Now { free: Bytes(40), quota: None, .. })
+        ));
+        // Half of the promise is on the disk: the disk has less, and less is promised of what it has.
+        first.written(30);
+        assert!(ledger.reserve(41, 41, room(None, 70)).is_err());
+        assert!(ledger.reserve(40, 40, room(None, 70)).is_ok());
+    }
+
+    #[test]
+    fn a_reservation_becomes_used_without_counting_twice_or_never() {
+        let ledger = Ledger::default();
+        let mut hold = ledger.hold();
+        let mut reservation = ledger.reserve(100, 100, room(None, 1000)).ok().unwrap();
+        reservation.written(60);
+        reservation.became(blob("a", 60), &mut hold);
+        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 60, reserved_bytes: 40 });
+        drop(reservation);
+        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 60, reserved_bytes: 0 });
+        assert_eq!(ledger.facts().written_bytes, 0);
+    }
+
+    #[test]
+    fn a_held_blob_is_not_struck() {
+        let ledger = Ledger::default();
+        let a = blob("a", 5);
+        ledger.found_blob(a);
+        let mut hold = ledger.hold();
+        assert!(ledger.hold_if_here(&mut hold, a.digest));
+        assert!(!ledger.strike_if_unused(a.digest));
+        drop(hold);
+        assert!(ledger.strike_if_unused(a.digest));
+        assert!(!ledger.hold_if_here(&mut ledger.hold(), a.digest));
+        assert_eq!(ledger.totals().blob_bytes, 0);
+    }
+}

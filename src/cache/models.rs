@@ -1,0 +1,140 @@
+//! The verbs on models that are local: open, list, remove.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::{Cache, Error, now_ms, rfc3339};
+use crate::model::{Digest, Location, Manifest, ModelId, ModelRef, Record};
+use crate::wire::http::{ModelDetail, ModelFile, ModelInfo, Removed};
+
+impl Cache {
+    /// The directory of the version a reference means now. No network, no disk write.
+    pub fn open(&self, reference: &ModelRef) -> Result<ModelInfo, Error> {
+        let Some(record) = self.0.ledger.current(reference).filter(|record| self.directory(record).is_dir()) else {
+            self.0.metrics.opened(false);
+            return Err(self.0.pulls.lock().expect("no panic while the pulls are held").why_not_open(reference));
+        };
+        self.0.metrics.opened(true);
+        if let Some(hands) = &self.0.hands {
+            hands.index.touch(record.id(), now_ms());
+        }
+        Ok(self.info(&record, true))
+    }
+
+    /// Every version of every reference, by reference and then newest first.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        let mut models = self.0.ledger.models();
+        models.sort_by_key(|(record, _)| (record.reference.to_string(), u64::MAX - record.sequence));
+        models.iter().map(|(record, current)| self.info(record, *current)).collect()
+    }
+
+    /// A version by its id, or the current version of a reference. Blocking.
+    pub fn model(&self, name: &str) -> Result<ModelDetail, Error> {
+        let record = match name.parse::<ModelId>() {
+            Ok(id) => self.0.ledger.model(id),
+            Err(()) => self.0.ledger.current(&name.parse()?),
+        };
+        let record = record.ok_or_else(|| Error::NotLocal { reference: name.to_owned() })?;
+        let manifest = self.0.volume.read_manifest(record.manifest)?;
+        let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
+        let file = |f: &crate::model::ManifestFile| ModelFile {
+            path: f.path.to_string(),
+            digest: f.digest.to_string(),
+            size: f.size,
+        };
+        Ok(ModelDetail {
+            model: self.info(&record, current),
+            manifest_files: manifest.files().iter().map(file).collect(),
+        })
+    }
+
+    /// Removes a version by its id, or every version of a reference. Blocking.
+    ///
+    /// Order: name, index, snapshot, manifest, blobs, so that a crash leaves only what nothing names.
+    pub fn remove(&self, name: &str) -> Result<Removed, Error> {
+        let hands = self.hands()?;
+        let _naming = self.0.naming.lock().expect("no panic while names change");
+        let records: Vec<_> = match name.parse::<ModelId>() {
+            Ok(id) => self.0.ledger.model(id).into_iter().collect(),
+            Err(()) => {
+                let reference: ModelRef = name.parse()?;
+                self.0.ledger.models().into_iter().map(|(r, _)| r).filter(|r| r.reference == reference).collect()
+            }
+        };
+        if records.is_empty() {
+            return Err(Error::NotLocal { reference: name.to_owned() });
+        }
+        let mut removed = Removed { models: Vec::new(), freed_bytes: 0 };
+        for record in records {
+            let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
+            removed.models.push(self.info(&record, current));
+            let manifest = self.0.volume.read_manifest(record.manifest)?;
+            self.0.volume.remove_record(record.id())?;
+            self.0.ledger.unname(record.id(), &manifest);
+            if let Location::Hub { repo, revision, .. } = record.reference.location() {
+                self.point_hub_ref(repo, revision)?;
+            }
+            if let Err(error) = hands.index.remove(&record) {
+                tracing::warn!(%error, model = %record.id(), "the index still knows a model that is gone; it is not believed");
+            }
+            if !self.0.ledger.uses_snapshot(&record.snapshot) {
+                self.0.volume.remove_snapshot(&record.snapshot)?;
+            }
+            if !self.0.ledger.uses_manifest(record.manifest) {
+                self.0.volume.remove_manifest(record.manifest)?;
+            }
+            removed.freed_bytes += self.remove_unused_blobs(&manifest)?;
+            tracing::info!(model = %record.id(), reference = %record.reference, version = record.version, "removed");
+        }
+        Ok(removed)
+    }
+
+    fn remove_unused_blobs(&self, manifest: &Manifest) -> Result<u64, Error> {
+        let _no_commits = self.0.commits.write().expect("no panic while a commit is under way");
+        let digests: BTreeSet<Digest> = manifest.files().iter().map(|f| f.digest).collect();
+        let mut freed = 0;
+        for digest in digests {
+            if self.0.ledger.strike_if_unused(digest) {
+                freed += self.0.volume.remove_blob(digest)?;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Makes `refs/<revision>` lead to what the ledger says. Blocking; the caller holds `naming`, or nobody else runs.
+    pub(super) fn point_hub_ref(&self, repo: &str, revision: &str) -> Result<(), Error> {
+        match self.0.ledger.hub_target(repo, revision) {
+            Some(snapshot) => {
+                let name = snapshot.components().last().expect("a path has a last component").to_owned();
+                self.0.volume.write_hub_ref(repo, revision, &name)?;
+            }
+            None => self.0.volume.remove_hub_ref(repo, revision)?,
+        }
+        Ok(())
+    }
+
+    /// The directory that was asked for: the snapshot, or the sub-directory of it.
+    pub(super) fn directory(&self, record: &Record) -> PathBuf {
+        let snapshot = self.0.volume.public().join(record.snapshot.as_path());
+        match record.reference.subdir() {
+            Some(dir) => snapshot.join(dir.as_path()),
+            None => snapshot,
+        }
+    }
+
+    fn info(&self, record: &Record, current: bool) -> ModelInfo {
+        let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_opened_ms(record.id()));
+        ModelInfo {
+            id: record.id().to_string(),
+            reference: record.reference.to_string(),
+            version: record.version.clone(),
+            manifest: record.manifest.to_string(),
+            current,
+            path: self.directory(record).display().to_string(),
+            bytes: record.total_bytes,
+            files: record.total_files,
+            confirmed_at: rfc3339(record.confirmed_at_ms),
+            opened_at: opened.map(rfc3339),
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! The job of making one reference local. One at a time per reference: who comes second waits on the first.
+
+mod progress;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::ledger::{Hold, NoRoom, Reservation};
+use super::transfer::Transfer;
+use super::{Cache, Error, now_ms};
+use crate::fault::{Diagnose, Problem};
+use crate::model::{Bytes, Claim, Digest, ListedFile, Listing, Location, Manifest, ManifestFile, ModelRef, Record};
+use crate::source::{self, RetryPolicy, Source};
+use crate::store::{self, Begun, Blob, IngestKey, PendingPull, snapshot_path};
+use crate::telemetry::metrics::PullOutcome;
+use crate::wire::http::PullStatus;
+use progress::Progress;
+
+/// Files of one pull that are written at the same time.
+const MAX_FILES_AT_ONCE: usize = 8;
+/// Pulls that have ended and are still told about.
+const MAX_ENDED_PULLS: usize = 256;
+/// Pulls under way; each has a task, a listing and up to [`MAX_FILES_AT_ONCE`] writers.
+const MAX_ACTIVE_PULLS: usize = 256;
+/// How often a pull starts again from the listing, because the source changed under it.
+const MAX_CHANGES: u32 = 3;
+/// How often a file is fetched again because its bytes differ from its checksum.
+const MAX_MISMATCHES: u32 = 1;
+/// The first pause between two attempts; it doubles, with jitter.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// The longest pause we choose ourselves (a source may ask for more).
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// A pull somebody waits on. Dropping it does not stop the pull.
+pub struct PullHandle {
+    /// Names the pull.
+    pub id: String,
+    /// Where it stands.
+    pub status: watch::Receiver<PullStatus>,
+}
+
+impl PullHandle {
+    /// Waits for the end.
+    pub async fn finished(&mut self) -> PullStatus {
+        // The sender lives in the registry as long as the cache does; if both are gone, the last status is the answer.
+        let _ = self.status.wait_for(|status| status.phase.is_final()).await;
+        self.status.borrow().clone()
+    }
+}
+
+/// All pulls this process knows.
+#[derive(Default)]
+pub(super) struct Pulls {
+    active: HashMap<String, Arc<Pull>>,
+    ended: VecDeque<Arc<Pull>>,
+    started: u64,
+    in_flight: HashMap<Claim, Arc<tokio::sync::Mutex<()>>>,
+}
+
+struct Pull {
+    id: String,
+    reference: ModelRef,
+    progress: Progress,
+    cancelled: CancellationToken,
+}
+
+impl Pull {
+    fn handle(&self) -> PullHandle {
+        PullHandle { id: self.id.clone(), status: self.progress.subscribe() }
+    }
+}
+
+impl Pulls {
+    pub(super) fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    fn newest_first(&self) -> Vec<Arc<Pull>> {
+        let mut pulls: Vec<_> = self.active.values().chain(&self.ended).cloned().collect();
+        pulls.sort_by(|a, b| b.id.cmp(&a.id));
+        pulls
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Pull>, Error> {
+        let found = self.active.values().chain(&self.ended).find(|pull| pull.id == id);
+        found.cloned().ok_or_else(|| Error::PullNotFound { id: id.chars().take(80).collect() })
+    }
+
+    /// A model that is not local may be on its way.
+    pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {
+        let reference = reference.to_string();
+        match self.active.get(&reference).map(|pull| pull.progress.status()) {
+            Some(status) => {
+                let eta = status.eta_seconds.map(Duration::from_secs);
+                Error::NotReady { reference, percent: status.percent, eta }
+            }
+            None => Error::NotLocal { reference },
+        }
+    }
+
+    fn end(&mut self, pull: &Arc<Pull>) {
+        self.active.remove(&pull.reference.to_string());
+        self.ended.push_front(pull.clone());
+        self.ended.truncate(MAX_ENDED_PULLS);
+    }
+}
+
+impl Cache {
+    /// Joins the pull of this reference, or starts one. Needs a tokio runtime; returns at once.
+    pub fn pull(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
+        self.hands()?;
+        let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+        let text = reference.to_string();
+        if let Some(pull) = pulls.active.get(&text) {
+            pull.progress.asked_again();
+            return Ok(pull.handle());
+        }
+        if self.0.stop.is_cancelled() || pulls.active.len() >= MAX_ACTIVE_PULLS {
+            return Err(Error::Draining);
+        }
+        pulls.started += 1;
+        let id = format!("{:012x}-{:04x}", now_ms(), pulls.started & 0xffff);
+        let pull = Arc::new(Pull {
+            progress: Progress::new(&id, &text),
+            id,
+            reference: reference.clone(),
+            cancelled: self.0.stop.child_token(),
+        });
+        pulls.active.insert(text, pull.clone());
+        let handle = pull.handle();
+        let cache = self.clone();
+        self.0.tasks.spawn(async move { cache.run_pull(pull).await });
+        Ok(handle)
+    }
+
+    /// Every pull this process remembers, newest first.
+    pub fn pulls(&self) -> Vec<PullStatus> {
+        let pulls = self.0.pulls.lock().expect("no panic while the pulls are held").newest_first();
+        pulls.iter().map(|pull| pull.progress.status()).collect()
+    }
+
+    /// One pull, to look at or to wait on.
+    pub fn pull_status(&self, id: &str) -> Result<PullHandle, Error> {
+        Ok(self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?.handle())
+    }
+
+    /// Takes a pull back, for everybody who waits on it. What has come so far stays for a later pull. Cancelling a pull
+    /// that has ended changes nothing.
+    pub async fn cancel(&self, id: &str) -> Result<PullStatus, Error> {
+        let pull = self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?;
+        pull.cancelled.cancel();
+        Ok(pull.handle().finished().await)
+    }
+
+    /// Starts the pulls again that a former process did not end. Blocking; needs a tokio runtime.
+    pub fn resume_pending(&self) {
+        let pending = match self.0.volume.pending_pulls() {
+            Ok(pending) => pending,
+            Err(error) => {
+                return tracing::warn!(%error, "pulls of the former run cannot be read, so they are not resumed");
+            }
+        };
+        for pull in pending {
+            tracing::info!(reference = %pull.reference, "resuming a pull of the former run");
+            if let Err(error) = self.pull(&pull.reference) {
+                tracing::warn!(reference = %pull.reference, %error, "a pull of the former run is not resumed");
+            }
+        }
+    }
+
+    async fn run_pull(&self, pull: Arc<Pull>) {
+        let began = Instant::now();
+        tracing::info!(pull = pull.id, reference = %pull.reference, "pull started");
+        let ticker = tokio::spawn({
+            let pull = pull.clone();
+            async move { pull.progress.keep_publishing().await }
+        });
+        let result = self.make_local(&pull).await;
+        ticker.abort();
+
+        let draining = self.0.stop.is_cancelled();
+        if !(draining && matches!(result, Err(Error::Cancelled))) {
+            self.forget_pending(&pull).await;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let fetched = pull.progress.fetched_bytes();
+        self.0.metrics.origin_bytes(fetched);
+        let outcome = match &result {
+            Ok(Outcome { unchanged: true, .. }) => PullOutcome::Unchanged,
+            Ok(_) => PullOutcome::Ready,
+            Err(Error::Cancelled) => PullOutcome::Cancelled,
+            Err(error) => {
+                self.0.metrics.pull_failed(error.code().fault().label(), error.code().text());
+                PullOutcome::Failed
+            }
+        };
+        self.0.metrics.pull_ended(outcome, seconds);
+        match &result {
+            Ok(done) => tracing::info!(
+                pull = pull.id, reference = %pull.reference, version = done.record.version, bytes = done.record.total_bytes,
+                fetched, seconds, "pull ready"
+            ),
+            Err(error) => tracing::warn!(
+                pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds, "pull ended: {error}"
+            ),
+        }
+        // Out of the active pulls first: who is told that it has ended may ask for the next one at once.
+        let idle = {
+            let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+            pulls.end(&pull);
+            pulls.active.is_empty()
+        };
+        if idle {
+            self.0.budget.release_idle_memory();
+        }
+        match result {
+            Ok(done) => pull.progress.ready(&done.record, &self.directory(&done.record)),
+            Err(error) => pull.progress.ended(&Problem::of(&error)),
+        }
+    }
+
+    async fn make_local(&self, pull: &Arc<Pull>) -> Result<Outcome, Error> {
+        let pending = PendingPull { id: pull.id.clone(), reference: pull.reference.clone() };
+        self.blocking(move |cache| Ok(cache.0.volume.write_pending_pull(&pending)?)).await?;
+        let mut changes = 0;
+        loop {
+            match self.attempt(pull).await {
+                Err(Error::Source(error @ source::Error::Changed { .. })) if changes < MAX_CHANGES => {
+                    changes += 1;
+                    tracing::warn!(pull = pull.id, %error, "the source changed; starting again with its new version");
+                    pull.progress.start_again();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn attempt(&self, pull: &Arc<Pull>) -> Result<Outcome, Error> {
+        let policy = RetryPolicy {
+            attempts: self.0.config.retry_attempts,
+            first_wait: FIRST_WAIT,
+            max_wait: MAX_WAIT,
+            stall_timeout: self.0.config.stall_timeout,
+        };
+        let on_wait: source::OnWait = {
+            let (pull, metrics) = (pull.clone(), self.0.metrics.clone());
+            Arc::new(move |attempt| {
+                metrics.source_retry(attempt.error.code().text());
+                pull.progress.waits(attempt);
+            })
+        };
+        let source: Arc<dyn Source> = Arc::from(self.hands()?.sources.open(&pull.reference)?);
+        let listing = tokio::select! {
+            listing = policy.resolve(source.as_ref(), &on_wait) => listing?,
+            () = pull.cancelled.cancelled() => return Err(Error::Cancelled),
+        };
+        pull.progress.resolved(&listing);
+
+        if let Some(outcome) = self.confirm_unchanged(pull, &listing).await? {
+            return Ok(outcome);
+        }
+        let transfer = Transfer {
+            source,
+            policy,
+            on_wait,
+            budget: self.0.budget.clone(),
+            tally: pull.progress.tally(),
+            cancelled: pull.cancelled.child_token(),
+            commits: self.0.commits.clone(),
+        };
+        let (digests, _hold) = self.fetch_missing(pull, &listing, transfer).await?;
+        pull.progress.publishing();
+        let record = self.publish(pull, listing, digests).await?;
+        Ok(Outcome { record, unchanged: false })
+    }
+
+    /// The version the source has is local: nothing is fetched, and its record says that it was confirmed.
+    ///
+    /// The snapshot is laid out again all the same, which changes nothing when it is whole and mends it when it is not.
+    async fn confirm_unchanged(&self, pull: &Arc<Pull>, listing: &Listing) -> Result<Option<Outcome>, Error> {
+        if !has_identity(listing) {
+            return Ok(None);
+        }
+        let Some(record) = self.0.ledger.model(crate::model::ModelId::new(&pull.reference, listing.version())) else {
+            return Ok(None);
+        };
+        let cache = self.clone();
+        let confirmed = self.blocking(move |_| {
+            let manifest = cache.0.volume.read_manifest(record.manifest)?;
+            cache.name(record.as_ref().clone(), &manifest)
+        });
+        match confirmed.await {
+            Ok(record) => {
+                self.0.metrics.avoided_bytes(record.total_bytes);
+                Ok(Some(Outcome { record, unchanged: true }))
+            }
+            Err(error) if error.code() == crate::fault::Code::StoreCorrupt => {
+                tracing::warn!(pull = pull.id, %error, "the local copy is damaged; what is missing is fetched again");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes every file of the listing a blob. The hold keeps them until the model has its name.
+    async fn fetch_missing(
+        &self,
+        pull: &Arc<Pull>,
+        listing: &Listing,
+        transfer: Transfer,
+    ) -> Result<(BTreeMap<usize, Digest>, Hold), Error> {
+        let mut hold = self.0.ledger.hold();
+        let mut digests = BTreeMap::new();
+        // Files with the same claim are one fetch; the others wait for its digest.
+        let mut missing: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
+        for (at, file) in listing.files().iter().enumerate() {
+            let claim = Claim::of(file);
+            let known = claim.as_ref().and_then(|claim| self.hands().ok()?.index.digest_of(claim));
+            match known.filter(|digest| self.is_whole(*digest, file.size)) {
+                Some(digest) if self.0.ledger.hold_if_here(&mut hold, digest) => {
+                    digests.insert(at, digest);
+                    pull.progress.file_done();
+                    transfer.tally.done.fetch_add(file.size, Ordering::Relaxed);
+                    self.0.metrics.avoided_bytes(file.size);
+                }
+                _ => missing.entry(claim.map_or(Key::Place(at), Key::Claim)).or_default().push(at),
+            }
+        }
+        let want = missing.values().map(|files| listing.files()[files[0]].size).sum();
+        let reservation = Arc::new(Mutex::new((self.reserve(pull, want, listing.total_bytes())?, hold)));
+
+        let mut queue: Vec<Vec<usize>> = missing.into_values().collect();
+        // Largest first, so that no large file is left alone at the end.
+        queue.sort_by_key(|files| listing.files()[files[0]].size);
+        let mut running = FuturesUnordered::new();
+        let mut failed = None;
+        loop {
+            while failed.is_none()
+                && running.len() < MAX_FILES_AT_ONCE
+                && !transfer.cancelled.is_cancelled()
+                && let Some(files) = queue.pop()
+            {
+                let (transfer, books) = (&transfer, reservation.clone());
+                running.push(async move {
+                    let blob = self.fetch_file(pull, &listing.files()[files[0]], transfer, books).await;
+                    (files, blob)
+                });
+            }
+            match running.next().await {
+                None => break,
+                Some((files, Ok(blob))) => {
+                    // The first was counted while it came; its twins cost nothing.
+                    let twins = (files.len() as u64 - 1) * blob.size;
+                    transfer.tally.done.fetch_add(twins, Ordering::Relaxed);
+                    self.0.metrics.avoided_bytes(twins);
+                    for at in files {
+                        digests.insert(at, blob.digest);
+                        pull.progress.file_done();
+                    }
+                }
+                Some((_, Err(error))) => {
+                    // The first failure is the reason; that the others were stopped because of it is not.
+                    failed.get_or_insert(error);
+                    transfer.cancelled.cancel();
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if digests.len() < listing.files().len() {
+            return Err(Error::Cancelled);
+        }
+        let books = Arc::into_inner(reservation).expect("every transfer has ended");
+        let (_given_back, hold) = books.into_inner().expect("no panic while the books are held");
+        Ok((digests, hold))
+    }
+
+    async fn fetch_file(
+        &self,
+        pull: &Arc<Pull>,
+        file: &ListedFile,
+        transfer: &Transfer,
+        books: Arc<Mutex<(Reservation, Hold)>>,
+    ) -> Result<Blob, Error> {
+        let claim = Claim::of(file);
+        // Two models may want the same bytes at the same time: one fetches, the other finds them done.
+        let turn = claim.as_ref().map(|claim| self.turn(claim));
+        let _turn = match &turn {
+            Some(turn) => tokio::select! {
+                turn = turn.lock() => Some(turn),
+                () = transfer.cancelled.cancelled() => return Err(Error::Cancelled),
+            },
+            None => None,
+        };
+        let mut mismatches = 0;
+        loop {
+            let key = IngestKey {
+                claim: claim.clone(),
+                checksum: file.checksum,
+                size: file.size,
+                what: format!("{} ({})", file.path, pull.reference),
+            };
+            let begun = self.blocking(move |cache| Ok(cache.0.volume.begin(&key)?)).await?;
+            let adopt = {
+                let books = books.clone();
+                move |blob| {
+                    let mut books = books.lock().expect("no panic while the books are held");
+                    let (reservation, hold) = &mut *books;
+                    reservation.became(blob, hold);
+                }
+            };
+            let ingest = match begun {
+                Begun::Done(blob) => {
+                    if !self.adopt_if_here(blob, adopt).await? {
+                        continue;
+                    }
+                    transfer.tally.done.fetch_add(blob.size, Ordering::Relaxed);
+                    return Ok(blob);
+                }
+                Begun::Ingest(ingest) => ingest,
+            };
+            books.lock().expect("no panic while the books are held").0.written(file.size);
+            pull.progress.now_fetching(file);
+            match transfer.run(file, ingest, adopt).await {
+                Err(Error::Store(error @ store::Error::Checksum { .. })) if mismatches < MAX_MISMATCHES => {
+                    mismatches += 1;
+                    tracing::warn!(pull = pull.id, %error, "the bytes differ from their checksum; fetching them once more");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// A blob an earlier pull has left may have been removed since it was found: then it is fetched after all.
+    async fn adopt_if_here(&self, blob: Blob, adopt: impl FnOnce(Blob) + Send + 'static) -> Result<bool, Error> {
+        self.blocking(move |cache| {
+            let _commit = cache.0.commits.read().expect("no panic while a commit is under way");
+            let here = cache.0.volume.blob_size(blob.digest)? == Some(blob.size);
+            if here {
+                adopt(blob);
+            }
+            Ok(here)
+        })
+        .await
+    }
+
+    /// Order: manifest, snapshot, index, record, so that what is named is whole.
+    async fn publish(
+        &self,
+        pull: &Arc<Pull>,
+        listing: Listing,
+        digests: BTreeMap<usize, Digest>,
+    ) -> Result<Record, Error> {
+        let reference = pull.reference.clone();
+        self.blocking(move |cache| {
+            let files = listing.files().iter().enumerate();
+            let file = |(at, f): (usize, &ListedFile)| ManifestFile {
+                path: f.path.clone(),
+                digest: digests[&at],
+                size: f.size,
+            };
+            let manifest = Manifest::new(files.map(file).collect());
+            let digest = cache.0.volume.write_manifest(&manifest)?;
+            let version = if has_identity(&listing) {
+                listing.version().to_owned()
+            } else {
+                // The source says nothing that would change with the bytes, so the bytes themselves name the version.
+                format!("{}-{}", listing.version(), &digest.to_hex()[..16])
+            };
+            let claims = listing.files().iter().enumerate();
+            let claims: Vec<_> = claims.filter_map(|(at, f)| Some((Claim::of(f)?, digests[&at]))).collect();
+            let record = Record {
+                snapshot: snapshot_path(&reference, &version),
+                version,
+                manifest: digest,
+                confirmed_at_ms: 0,
+                sequence: 0,
+                total_bytes: manifest.total_bytes(),
+                total_files: manifest.files().len() as u64,
+                claims,
+                reference,
+            };
+            let record = cache.name(record, &manifest)?;
+            let claims: Vec<_> = record.claims.iter().map(|(claim, _)| claim.clone()).collect();
+            cache.0.volume.forget_ingests(&claims)?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Gives a model its name, or confirms it. Blocking.
+    fn name(&self, mut record: Record, manifest: &Manifest) -> Result<Record, Error> {
+        let _naming = self.0.naming.lock().expect("no panic while names change");
+        record.confirmed_at_ms = now_ms();
+        record.sequence = self.0.ledger.next_sequence();
+        self.0.volume.publish(&record.snapshot, manifest)?;
+        if let Err(error) = self.hands()?.index.add(&record) {
+            tracing::warn!(%error, model = %record.id(), "the index does not take the model; it is rebuilt at the next start");
+        }
+        self.0.volume.write_record(&record)?;
+        self.0.ledger.name(record.clone(), manifest);
+        if let Location::Hub { repo, revision, .. } = record.reference.location() {
+            self.point_hub_ref(repo, revision)?;
+        }
+        Ok(record)
+    }
+
+    fn reserve(&self, pull: &Pull, want: u64, model: u64) -> Result<Reservation, Error> {
+        let reference = || pull.reference.to_string();
+        self.0.ledger.reserve(want, model, self.room()?).map_err(|refusal| match refusal {
+            NoRoom::Never { quota } => Error::NeverFits { reference: reference(), size: Bytes(model), quota },
+            NoRoom::Now { free, used, reserved, quota } => Error::NoRoom {
+                reference: reference(),
+                needs: Bytes(want),
+                free,
+                used,
+                reserved,
+                quota,
+                volume: self.0.config.root.display().to_string(),
+            },
+        })
+    }
+
+    fn is_whole(&self, digest: Digest, size: u64) -> bool {
+        matches!(self.0.volume.blob_size(digest), Ok(Some(found)) if found == size)
+    }
+
+    fn turn(&self, claim: &Claim) -> Arc<tokio::sync::Mutex<()>> {
+        let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+        // Turns nobody holds any more are forgotten here, so that the map does not grow with every file ever fetched.
+        pulls.in_flight.retain(|_, turn| Arc::strong_count(turn) > 1);
+        pulls.in_flight.entry(claim.clone()).or_default().clone()
+    }
+
+    async fn forget_pending(&self, pull: &Arc<Pull>) {
+        let id = pull.id.clone();
+        if let Err(error) = self.blocking(move |cache| Ok(cache.0.volume.remove_pending_pull(&id)?)).await {
+            tracing::warn!(pull = pull.id, %error, "the pull has ended, but the next start will resume it");
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Cache) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let cache = self.clone();
+        tokio::task::spawn_blocking(move || work(&cache)).await.expect("disk work does not panic")
+    }
+}
+
+struct Outcome {
+    record: Record,
+    unchanged: bool,
+}
+
+/// What files are gathered by: the same claim, or nothing but their own place.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Claim(Claim),
+    Place(usize),
+}
+
+/// Whether the version of the listing changes whenever a byte does.
+fn has_identity(listing: &Listing) -> bool {
+    listing.files().iter().all(|file| Claim::of(file).is_some())
+}

@@ -1,0 +1,103 @@
+//! Start-up: what the disk says becomes what we know.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Budget, Cache, CacheConfig, Error, Hands, Inner, Ledger};
+use crate::index::Index;
+use crate::model::{Location, Record};
+use crate::source::Sources;
+use crate::store::Volume;
+use crate::telemetry::Metrics;
+
+/// The index lives beside what it indexes; its schema's version is in the name, so that another schema starts empty.
+const INDEX_DIRECTORY: &str = "index-v1";
+
+impl Cache {
+    /// Takes the volume and recovers: records, index (rebuilt if it is gone), sweep, ledger. Blocking.
+    ///
+    /// Fails if another process holds the volume, or if the directory is not a volume this program can read.
+    pub fn start(config: CacheConfig, sources: Sources, metrics: Arc<Metrics>) -> Result<Cache, Error> {
+        let volume = Volume::open(&config.root)?;
+        let index = Index::open(&volume.root().join(INDEX_DIRECTORY))?;
+        if index.was_rebuilt() {
+            metrics.index_rebuilt();
+        }
+        let (records, unreadable) = volume.records()?;
+        if let Err(error) = index.reconcile(&records) {
+            tracing::warn!(%error, "the index could not be filled; files that are here may be fetched again");
+        }
+        if unreadable.is_empty() {
+            let swept = volume.sweep(&records)?;
+            metrics.swept(swept.bytes);
+            if swept.bytes > 0 {
+                tracing::info!(bytes = swept.bytes, blobs = swept.blobs, "cleared away what nothing names");
+            }
+        }
+        for error in &unreadable {
+            tracing::warn!(%error, "a record cannot be read; nothing is cleared away until it is gone");
+        }
+        let cache = Cache::over(config, volume, Some(Hands { index, sources }), metrics);
+        cache.learn(records)?;
+        cache.mend_hub_refs();
+        Ok(cache)
+    }
+
+    /// A view of a volume that another process may hold: lists and opens, writes nothing. Blocking.
+    pub fn view(config: CacheConfig, metrics: Arc<Metrics>) -> Result<Cache, Error> {
+        let volume = Volume::open_reader(&config.root)?;
+        let (records, _) = volume.records()?;
+        let cache = Cache::over(config, volume, None, metrics);
+        cache.learn(records)?;
+        Ok(cache)
+    }
+
+    fn over(config: CacheConfig, volume: Volume, hands: Option<Hands>, metrics: Arc<Metrics>) -> Cache {
+        let budget = Arc::new(Budget::new(config.pull_memory.0, config.pull_connections));
+        Cache(Arc::new(Inner {
+            config,
+            volume,
+            hands,
+            metrics,
+            ledger: Ledger::default(),
+            pulls: Default::default(),
+            budget,
+            naming: Default::default(),
+            commits: Default::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// Fills the ledger. A record whose manifest cannot be read is not a model: it is said, and kept for a repair.
+    fn learn(&self, records: Vec<Record>) -> Result<(), Error> {
+        for blob in self.0.volume.blobs()? {
+            self.0.ledger.found_blob(blob);
+        }
+        for record in records {
+            match self.0.volume.read_manifest(record.manifest) {
+                Ok(manifest) => self.0.ledger.name(record, &manifest),
+                Err(error) => tracing::warn!(%error, model = %record.id(), "a model is not served: pull it again"),
+            }
+        }
+        Ok(())
+    }
+
+    /// A crash between a record and its `refs/<revision>` leaves the old one; the records say what it should be.
+    fn mend_hub_refs(&self) {
+        let mut revisions = BTreeSet::new();
+        for (record, _) in self.0.ledger.models() {
+            if let Location::Hub { repo, revision, .. } = record.reference.location() {
+                revisions.insert((repo.clone(), revision.clone()));
+            }
+        }
+        for (repo, revision) in revisions {
+            if let Err(error) = self.point_hub_ref(&repo, &revision) {
+                tracing::warn!(%error, repo, revision, "a revision of the public tree could not be pointed at its snapshot");
+            }
+        }
+    }
+}

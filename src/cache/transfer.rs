@@ -1,0 +1,278 @@
+//! Moves one file from a source into an ingest: ranges in parallel, one writer, bounded memory.
+//!
+//! The budget is counted in pieces. A range takes the pieces for all its bytes *before* it asks the source for the first
+//! one, and the ranges of a file take them in ascending order. So the lowest unfinished range of every file owns all the
+//! memory it needs to end, and waiting for memory can never become a deadlock.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use crate::model::ListedFile;
+use crate::source::{self, OnWait, RetryPolicy, Source};
+use crate::store::{Blob, Ingest};
+
+/// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
+/// writer's passes (BLAKE3, the checksum, the write) go over it.
+const PIECE_BYTES: usize = 1 << 20;
+/// Largest range: what is fetched again at most, per open file, after a crash.
+const MAX_RANGE_BYTES: u64 = 16 << 20;
+/// Ranges of one file that may wait for its writer; the budget is the real bound.
+const MAX_RANGES_IN_FLIGHT: usize = 256;
+
+/// The memory and the connections that all pulls share.
+pub(super) struct Budget {
+    pieces: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    range_bytes: u64,
+}
+
+impl Budget {
+    /// `memory_bytes` is rounded down to whole pieces, at least one; `connections` is at least one.
+    pub(super) fn new(memory_bytes: u64, connections: usize) -> Budget {
+        let pieces = usize::try_from(memory_bytes / PIECE_BYTES as u64).unwrap_or(usize::MAX).clamp(1, 1 << 16);
+        let connections = connections.max(1);
+        let share = (pieces / connections).max(1) as u64 * PIECE_BYTES as u64;
+        Budget {
+            pieces: Arc::new(Semaphore::new(pieces)),
+            connections: Arc::new(Semaphore::new(connections)),
+            buffers: Mutex::default(),
+            range_bytes: share.min(MAX_RANGE_BYTES),
+        }
+    }
+
+    /// Gives the buffers back to the system; called when no pull is left.
+    pub(super) fn release_idle_memory(&self) {
+        *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
+    }
+
+    fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Piece {
+        let reused = self.buffers.lock().expect("no panic while the buffers are held").pop();
+        Piece {
+            bytes: reused.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES)),
+            budget: self.clone(),
+            _permit: permit,
+        }
+    }
+}
+
+/// Some bytes on their way, and the share of the budget they use.
+struct Piece {
+    bytes: Vec<u8>,
+    budget: Arc<Budget>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        self.budget.buffers.lock().expect("no panic while the buffers are held").push(bytes);
+    }
+}
+
+/// The ranges that are still to be fetched: ascending, without gap or overlap, cut at multiples of `range_bytes`.
+fn plan_ranges(start: u64, size: u64, range_bytes: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut at = start;
+    std::iter::from_fn(move || {
+        if at >= size {
+            return None;
+        }
+        let end = (at / range_bytes + 1).saturating_mul(range_bytes).min(size);
+        let range = at..end;
+        at = end;
+        Some(range)
+    })
+}
+
+/// What a pull counts while it runs.
+#[derive(Default)]
+pub(super) struct Tally {
+    /// Bytes of the model that are on this disk.
+    pub(super) done: AtomicU64,
+    /// Bytes that came from the source.
+    pub(super) fetched: AtomicU64,
+}
+
+/// What one transfer needs besides the file.
+#[derive(Clone)]
+pub(super) struct Transfer {
+    pub(super) source: Arc<dyn Source>,
+    pub(super) policy: RetryPolicy,
+    pub(super) on_wait: OnWait,
+    pub(super) budget: Arc<Budget>,
+    pub(super) tally: Arc<Tally>,
+    pub(super) cancelled: CancellationToken,
+    /// Held for reading while a blob is committed, for writing while blobs are unlinked.
+    pub(super) commits: Arc<RwLock<()>>,
+}
+
+impl Transfer {
+    /// Fetches what the ingest lacks and commits it; `adopt` runs before a removal can see the new blob.
+    ///
+    /// When it ends without a blob (an error, or cancelled) the bytes so far are kept for the next attempt.
+    pub(super) async fn run(
+        &self,
+        file: &ListedFile,
+        ingest: Ingest,
+        adopt: impl FnOnce(Blob) + Send + 'static,
+    ) -> Result<Blob, Error> {
+        let start = ingest.len();
+        self.tally.done.fetch_add(start, Ordering::Relaxed);
+        let (ranges_in, ranges_out) = mpsc::channel(MAX_RANGES_IN_FLIGHT);
+        let (tally, commits, size) = (self.tally.clone(), self.commits.clone(), file.size);
+        let mut writer =
+            tokio::task::spawn_blocking(move || write_in_order(ingest, size, ranges_out, &tally, &commits, adopt));
+
+        let mut readers = JoinSet::new();
+        for range in plan_ranges(start, file.size, self.budget.range_bytes) {
+            while readers.try_join_next().is_some() {}
+            let pieces = (range.end - range.start).div_ceil(PIECE_BYTES as u64);
+            let pieces = u32::try_from(pieces).expect("a range is at most 16 MiB");
+            let permits = tokio::select! {
+                permits = self.budget.pieces.clone().acquire_many_owned(pieces) => permits,
+                // The writer ends early only with an error: there is nobody left to read for.
+                ended = &mut writer => return ended.expect("the writer does not panic"),
+                () = self.cancelled.cancelled() => break,
+            };
+            let permits = permits.expect("the budget is never closed");
+            let (pieces_in, pieces_out) = mpsc::unbounded_channel();
+            if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
+                break;
+            }
+            readers.spawn(self.clone().read_range(file.clone(), range, permits, pieces_in));
+        }
+        drop(ranges_in);
+        tokio::select! {
+            ended = &mut writer => return ended.expect("the writer does not panic"),
+            () = self.cancelled.cancelled() => {}
+        }
+        // Without readers their channels close; the writer sees it, keeps what it has, and ends.
+        readers.shutdown().await;
+        writer.await.expect("the writer does not panic")
+    }
+
+    async fn read_range(
+        self,
+        file: ListedFile,
+        range: Range<u64>,
+        mut permits: OwnedSemaphorePermit,
+        pieces: mpsc::UnboundedSender<Result<Piece, source::Error>>,
+    ) {
+        let connection = self.budget.connections.clone().acquire_owned().await.expect("the budget is never closed");
+        let mut stream = self.policy.fetch(self.source, file, range, self.on_wait);
+        let mut piece: Option<Piece> = None;
+        while let Some(chunk) = stream.next().await {
+            let mut chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    // What came before the error is good: the next attempt begins behind it.
+                    for message in piece.take().map(Ok).into_iter().chain([Err(error)]) {
+                        let _ = pieces.send(message);
+                    }
+                    return;
+                }
+            };
+            self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            while !chunk.is_empty() {
+                let current = piece.get_or_insert_with(|| {
+                    self.budget.piece(permits.split(1).expect("a range's bytes fit in the pieces it took"))
+                });
+                let take = chunk.len().min(PIECE_BYTES - current.bytes.len());
+                current.bytes.extend_from_slice(&chunk.split_to(take));
+                if current.bytes.len() == PIECE_BYTES
+                    && let Some(full) = piece.take()
+                    && pieces.send(Ok(full)).is_err()
+                {
+                    return;
+                }
+            }
+        }
+        drop(connection);
+        if let Some(rest) = piece {
+            let _ = pieces.send(Ok(rest));
+        }
+    }
+}
+
+type Pieces = mpsc::UnboundedReceiver<Result<Piece, source::Error>>;
+
+/// The one writer of a file. Runs on a blocking thread.
+fn write_in_order(
+    mut ingest: Ingest,
+    size: u64,
+    mut ranges: mpsc::Receiver<(Range<u64>, Pieces)>,
+    tally: &Tally,
+    commits: &RwLock<()>,
+    adopt: impl FnOnce(Blob),
+) -> Result<Blob, Error> {
+    while let Some((range, mut pieces)) = ranges.blocking_recv() {
+        while let Some(piece) = pieces.blocking_recv() {
+            match piece {
+                Ok(piece) => {
+                    ingest.write(&piece.bytes)?;
+                    tally.done.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    tally.done.fetch_sub(ingest.len(), Ordering::Relaxed);
+                    ingest.pause()?;
+                    return Err(Error::Source(error));
+                }
+            }
+        }
+        // A reader that was dropped leaves its range short; what the next range holds must not be taken for its rest.
+        if ingest.len() != range.end {
+            break;
+        }
+    }
+    let written = ingest.len();
+    if written < size {
+        tally.done.fetch_sub(written, Ordering::Relaxed);
+        ingest.pause()?;
+        return Err(Error::Cancelled);
+    }
+    let _commit = commits.read().expect("no panic while a commit is under way");
+    let blob = ingest.commit().inspect_err(|_| {
+        tally.done.fetch_sub(written, Ordering::Relaxed);
+    })?;
+    adopt(blob);
+    Ok(blob)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn ranges_cover_what_is_missing_once_and_in_order(size in 0u64..1_000_000, start in 0u64..1_000_000, step in 1u64..100_000) {
+            let mut at = start.min(size);
+            for range in plan_ranges(at, size, step) {
+                prop_assert_eq!(range.start, at);
+                prop_assert!(range.start < range.end && range.end - range.start <= step);
+                at = range.end;
+            }
+            prop_assert_eq!(at, size);
+        }
+
+        #[test]
+        fn a_range_always_fits_in_the_budget(memory in 0u64..1 << 32, connections in 0usize..300) {
+            let budget = Budget::new(memory, connections);
+            let pieces = budget.range_bytes.div_ceil(PIECE_BYTES as u64) as usize;
+            prop_assert!(pieces >= 1 && pieces <= budget.pieces.available_permits());
+        }
+    }
+
+    #[test]
+    fn ranges_near_the_end_of_numbers_do_not_overflow() {
+        assert_eq!(plan_ranges(u64::MAX - 5, u64::MAX, 1 << 22).map(|r| r.end - r.start).sum::<u64>(), 5);
+    }
+}
