@@ -29,16 +29,18 @@
 //! - [`index`]: sled; disposable; checksum to digest, recency.
 //! - [`source`]: places that resolve a reference and stream its files.
 //! - [`cache`]: the verbs.
-//! - `serve`: the HTTP door.
-//! - `client`: the same door from the other side.
+//! - [`serve`]: the HTTP door.
+//! - [`client`]: the same door from the other side.
 //! - `config`: the file, the environment and the flags.
 //! - `daemon`: builds everything, runs it, drains it.
 //! - `cli`: words to one call.
 
 pub mod cache;
+pub mod client;
 pub mod fault;
 pub mod index;
 pub mod model;
+pub mod serve;
 pub mod source;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,129 @@
+//! Whether the process lives, whether it is ready, and its numbers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::http::Door;
+use super::problem::Refused;
+use super::request::blocking;
+use crate::telemetry::metrics;
+use crate::wire::http::Readiness;
+
+/// What still has to happen before the daemon is ready. Cheap to clone: all clones are one.
+///
+/// Each thing is a named [`Latch`]; the daemon is ready when none is held. A drain holds one to its end.
+#[derive(Debug, Clone, Default)]
+pub struct ReadyLatches {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    last_id: u64,
+    /// An id besides the name, so that two latches of one name are two.
+    latches: Vec<(u64, String)>,
+}
+
+/// One thing that still has to happen. Dropping it says that it has.
+#[derive(Debug)]
+#[must_use = "dropping a latch says that the thing has happened"]
+pub struct Latch {
+    id: u64,
+    of: ReadyLatches,
+}
+
+impl ReadyLatches {
+    /// Nothing is held: ready.
+    pub fn new() -> ReadyLatches {
+        ReadyLatches::default()
+    }
+
+    /// From now on the daemon is not ready, because of `what`; until the latch is dropped.
+    pub fn hold(&self, what: impl Into<String>) -> Latch {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.last_id += 1;
+        let id = held.last_id;
+        held.latches.push((id, what.into()));
+        Latch { id, of: self.clone() }
+    }
+
+    /// What is held, in the order it was taken.
+    pub fn waiting_for(&self) -> Vec<String> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.latches.iter().map(|(_, what)| what.clone()).collect()
+    }
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        let mut held = self.of.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.latches.retain(|(id, _)| *id != self.id);
+    }
+}
+
+/// `read_only` does not make it unready: what is local can still be opened.
+fn readiness(latches: &ReadyLatches, read_only: Option<String>) -> Readiness {
+    let mut waiting_for = latches.waiting_for();
+    let ready = waiting_for.is_empty();
+    waiting_for.extend(read_only.map(|why| format!("volume is read-only: {why}")));
+    Readiness { ready, waiting_for, version: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+/// Whether the process answers at all. Touches neither disk nor network.
+#[utoipa::path(get, path = "/livez", tag = "health", responses(
+    (status = 200, description = "The process answers", body = String, content_type = "text/plain", example = "ok"),
+))]
+pub(super) async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Whether models can be opened and pulled, and if not, what is missing.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "Ready", body = Readiness),
+    (status = 503, description = "Not ready: starting or shutting down", body = Readiness),
+))]
+pub(super) async fn readyz(State(door): State<Door>) -> Response {
+    let readiness = readiness(&door.latches, door.cache.read_only_because());
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+/// Numbers for Prometheus, as OpenMetrics text.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+    (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
+))]
+pub(super) async fn numbers(State(door): State<Door>) -> Result<Response, Refused> {
+    let text = blocking(&door, |door| Ok(door.metrics.encode(&door.cache.gauges()))).await?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_when_every_latch_is_dropped_and_not_before() {
+        let latches = ReadyLatches::new();
+        let volume = latches.hold("volume");
+        let listeners = latches.hold("listeners");
+        let twin = latches.hold("listeners");
+        assert_eq!(readiness(&latches, None).waiting_for, ["volume", "listeners", "listeners"]);
+        drop(volume);
+        drop(twin);
+        let seen = readiness(&latches, None);
+        assert_eq!((seen.ready, seen.waiting_for), (false, vec!["listeners".to_owned()]));
+        drop(listeners);
+        assert!(readiness(&latches, None).ready);
+    }
+
+    #[test]
+    fn a_read_only_volume_is_listed_but_ready() {
+        let latches = ReadyLatches::new();
+        let seen = readiness(&latches, Some("fsync failed".to_owned()));
+        assert_eq!((seen.ready, seen.waiting_for), (true, vec!["volume is read-only: fsync failed".to_owned()]));
+    }
+}

@@ -1,0 +1,70 @@
+//! Models: list, look at, open, remove.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::Uri;
+use serde::Deserialize;
+
+use super::http::Door;
+use super::problem::Refused;
+use super::request::{Body, Name, blocking, query};
+use crate::model::ModelRef;
+use crate::wire::http::{ModelDetail, ModelInfo, ModelList, OpenRequest, ProblemBody, Removed};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    reference: Option<String>,
+}
+
+/// Lists the models that are local and whole.
+#[utoipa::path(get, path = "/v1/models", tag = "models",
+    params(("reference" = Option<String>, Query, description = "Only the versions of this reference")),
+    responses((status = 200, description = "The models", body = ModelList)))]
+pub(super) async fn list(State(door): State<Door>, uri: Uri) -> Result<Json<ModelList>, Refused> {
+    let Wanted { reference } = query(&uri)?;
+    let reference = reference.map(|text| text.parse::<ModelRef>()).transpose()?.map(|r| r.to_string());
+    let mut models = blocking(&door, |door| Ok(door.cache.models())).await?;
+    if let Some(reference) = reference {
+        models.retain(|model| model.reference == reference);
+    }
+    Ok(Json(ModelList { models }))
+}
+
+/// Shows a model with its files.
+#[utoipa::path(get, path = "/v1/models/{name}", tag = "models",
+    params(("name" = String, Path, description = "A model id, or a percent-encoded reference: its current version")),
+    responses(
+        (status = 200, description = "The model", body = ModelDetail),
+        (status = 404, description = "not-local", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn show(State(door): State<Door>, Name(name): Name) -> Result<Json<ModelDetail>, Refused> {
+    Ok(Json(blocking(&door, move |door| Ok(door.cache.model(&name)?)).await?))
+}
+
+/// Removes a model, or all versions of a reference. Readers that have files open keep them.
+#[utoipa::path(delete, path = "/v1/models/{name}", tag = "models",
+    params(("name" = String, Path, description = "A model id, or a percent-encoded reference: all its versions")),
+    responses(
+        (status = 200, description = "What is gone", body = Removed),
+        (status = 404, description = "not-local", body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn remove(State(door): State<Door>, Name(name): Name) -> Result<Json<Removed>, Refused> {
+    Ok(Json(blocking(&door, move |door| Ok(door.cache.remove(&name)?)).await?))
+}
+
+/// Opens a model that is local: answers with the directory to read. Never asks the source.
+#[utoipa::path(post, path = "/v1/opens", tag = "models",
+    request_body = OpenRequest,
+    responses(
+        (status = 200, description = "The current version", body = ModelInfo),
+        (status = 400, description = "bad-request, bad-reference, bad-pattern",
+            body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "not-local", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "not-ready: it is being pulled",
+            body = ProblemBody, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn open(State(door): State<Door>, Body(asked): Body<OpenRequest>) -> Result<Json<ModelInfo>, Refused> {
+    let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
+    Ok(Json(blocking(&door, move |door| Ok(door.cache.open(&reference)?)).await?))
+}
