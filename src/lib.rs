@@ -31,12 +31,15 @@
 //! - [`cache`]: the verbs.
 //! - [`serve`]: the HTTP door.
 //! - [`client`]: the same door from the other side.
-//! - `config`: the file, the environment and the flags.
-//! - `daemon`: builds everything, runs it, drains it.
-//! - `cli`: words to one call.
+//! - [`config`]: the file, the environment and the flags.
+//! - [`daemon`]: builds everything, runs it, drains it.
+//! - [`cli`]: words to one call.
 
 pub mod cache;
+pub mod cli;
 pub mod client;
+pub mod config;
+pub mod daemon;
 pub mod fault;
 pub mod index;
 pub mod model;

@@ -1,0 +1,149 @@
+//! [`Door`]: a command says what it wants once; whether a daemon or this process does it is hidden here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+
+use super::Error;
+use crate::cache::Cache;
+use crate::client::Client;
+use crate::config::Config;
+use crate::daemon;
+use crate::fault::{Code, Problem};
+use crate::model::ModelRef;
+use crate::wire::http::{ModelInfo, OpenRequest, PullRequest, PullStatus, Removed};
+
+/// Longest wait for pulls to stop where they are, when this process ends.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The states of one pull, until a final one.
+pub(super) type Statuses = BoxStream<'static, Result<PullStatus, Problem>>;
+
+/// Who does the work.
+pub(super) enum Door {
+    /// The daemon that answers on the socket.
+    Daemon(Client),
+    /// This process, on the same volume.
+    Here(Cache),
+}
+
+impl Door {
+    /// A door through which the volume can be changed: the daemon's, or our own when there is no daemon.
+    pub(super) async fn to_change(config: &Config) -> Result<Door, Problem> {
+        match daemon_of(config).await? {
+            Some(client) => Ok(Door::Daemon(client)),
+            None => Ok(Door::Here(daemon::build_cache(config).await?.0)),
+        }
+    }
+
+    /// A door to look through: it opens while another process pulls, but then refuses changes.
+    pub(super) async fn to_read(config: &Config) -> Result<Door, Problem> {
+        match Door::to_change(config).await {
+            Err(problem) if problem.code == Code::VolumeLocked => Ok(Door::Here(daemon::build_view(config).await?)),
+            other => other,
+        }
+    }
+
+    /// The daemon's door, for what only a daemon has.
+    pub(super) async fn of_daemon(config: &Config) -> Result<Client, Problem> {
+        daemon_of(config).await?.ok_or_else(|| Problem::of(&Error::Unreachable { socket: socket(config) }))
+    }
+
+    /// Whether a pull goes on when this process ends.
+    pub(super) fn outlives_us(&self) -> bool {
+        matches!(self, Door::Daemon(_))
+    }
+
+    /// Joins or starts a pull. Dropping the stream does not stop it.
+    pub(super) async fn pull(&self, reference: &ModelRef) -> Result<Statuses, Problem> {
+        match self {
+            Door::Daemon(client) => {
+                let request = PullRequest { reference: reference.to_string(), include: vec![], exclude: vec![] };
+                let first = client.pull(&request).await?;
+                // A pull that has ended needs no watching.
+                let rest = match first.phase.is_final() {
+                    true => stream::empty().boxed(),
+                    false => client.watch(&first.id).await?,
+                };
+                Ok(stream::once(std::future::ready(Ok(first))).chain(rest).boxed())
+            }
+            Door::Here(cache) => {
+                let receiver = cache.pull(reference)?.status;
+                let states = stream::unfold((receiver, true), |(mut receiver, first)| async move {
+                    if !first {
+                        receiver.changed().await.ok()?;
+                    }
+                    let status = receiver.borrow_and_update().clone();
+                    Some((Ok(status), (receiver, false)))
+                });
+                Ok(states.boxed())
+            }
+        }
+    }
+
+    /// Where a model that is local can be read.
+    pub(super) async fn open(&self, reference: &ModelRef) -> Result<ModelInfo, Problem> {
+        match self {
+            Door::Daemon(client) => {
+                let request = OpenRequest { reference: reference.to_string(), include: vec![], exclude: vec![] };
+                client.open(&request).await
+            }
+            Door::Here(cache) => {
+                let (cache, reference) = (cache.clone(), reference.clone());
+                Ok(blocking(move || cache.open(&reference)).await??)
+            }
+        }
+    }
+
+    /// The models that are local.
+    pub(super) async fn models(&self) -> Result<Vec<ModelInfo>, Problem> {
+        match self {
+            Door::Daemon(client) => client.models().await,
+            Door::Here(cache) => {
+                let cache = cache.clone();
+                blocking(move || cache.models()).await
+            }
+        }
+    }
+
+    /// Removes one version by its id, or all versions of a reference.
+    pub(super) async fn remove(&self, name: &str) -> Result<Removed, Problem> {
+        match self {
+            Door::Daemon(client) => client.remove(name).await,
+            Door::Here(cache) => {
+                let (cache, name) = (cache.clone(), name.to_owned());
+                Ok(blocking(move || cache.remove(&name)).await??)
+            }
+        }
+    }
+
+    /// Leaves. Pulls of this process stop where they are; the next one resumes them.
+    pub(super) async fn close(self) {
+        match self {
+            Door::Daemon(_) => {}
+            Door::Here(cache) => cache.drain(DRAIN_DEADLINE).await,
+        }
+    }
+}
+
+/// The daemon, if one answers. A socket that was named for this command must have one.
+async fn daemon_of(config: &Config) -> Result<Option<Client>, Problem> {
+    let client = Client::new(&config.serve.socket);
+    if client.reachable().await {
+        Ok(Some(client))
+    } else if config.socket_is_explicit() {
+        Err(Problem::of(&Error::Unreachable { socket: socket(config) }))
+    } else {
+        Ok(None)
+    }
+}
+
+fn socket(config: &Config) -> PathBuf {
+    config.serve.socket.clone()
+}
+
+/// Does disk work on a thread that may wait.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Problem::of(&Error::Bug { why: error.to_string() }))
+}

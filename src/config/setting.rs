@@ -1,0 +1,278 @@
+//! The table of settings. It alone knows the keys: parsing, `config show` and docs/configuration.md follow it.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::Config;
+use crate::model::Bytes;
+use crate::telemetry::LogFormat;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const PB: u64 = 1_000_000_000_000_000;
+
+/// The longest path a Unix socket can be bound to (`sun_path` without its NUL), in bytes.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// Longest value of any setting, in bytes.
+const MAX_VALUE_BYTES: usize = 4096;
+
+/// One key: where it is written, what it takes, and what it is for.
+#[derive(Debug)]
+pub struct Setting {
+    /// As it is written in the file: `section.name`.
+    pub key: &'static str,
+    /// The environment variable.
+    pub env: &'static str,
+    /// The command line flag, if there is one.
+    pub flag: Option<&'static str>,
+    /// The value when nobody says another.
+    pub default: Fallback,
+    /// One or two sentences for the documentation.
+    pub doc: &'static str,
+    pub(super) slot: Slot,
+}
+
+/// The value of a setting that nobody set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// The same for everybody.
+    Text(&'static str),
+    /// A directory that depends on the user.
+    Root,
+    /// A socket that depends on the user and on the root.
+    Socket,
+}
+
+impl Fallback {
+    /// The value, or how it is found.
+    pub fn text(self) -> &'static str {
+        match self {
+            Fallback::Text(text) => text,
+            Fallback::Root => "`$XDG_DATA_HOME/larder` or `~/.local/share/larder`; for root `/var/lib/larder`",
+            Fallback::Socket => {
+                "`$XDG_RUNTIME_DIR/larder/larder.sock`, without it `<root>/larder.sock`; for root \
+                 `/run/larder/larder.sock`; when the root is set: `<root>/larder.sock`"
+            }
+        }
+    }
+}
+
+/// Where the value of a setting lands, and within which limits.
+#[derive(Debug)]
+pub(super) enum Slot {
+    Directory(fn(&mut Config) -> &mut PathBuf),
+    Socket(fn(&mut Config) -> &mut PathBuf),
+    Size(fn(&mut Config) -> &mut Bytes, RangeInclusive<u64>),
+    /// A size, or `none`.
+    Quota(fn(&mut Config) -> &mut Option<Bytes>, RangeInclusive<u64>),
+    Count(fn(&mut Config) -> &mut u32, RangeInclusive<u32>),
+    Time(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
+    /// An address and a port, or `off`.
+    Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
+    Format(fn(&mut Config) -> &mut LogFormat),
+    Filter(fn(&mut Config) -> &mut String),
+}
+
+/// Every setting, in the order of the documentation.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        key: "volume.root",
+        env: "LARDER_ROOT",
+        flag: Some("--root"),
+        default: Fallback::Root,
+        doc: "The directory larder owns. Readers are given `<root>/public`, and nothing else of it.",
+        slot: Slot::Directory(|c| &mut c.volume.root),
+    },
+    Setting {
+        key: "volume.quota",
+        env: "LARDER_VOLUME_QUOTA",
+        flag: None,
+        default: Fallback::Text("none"),
+        doc: "Most bytes that models may use. `none`: what the file system has. A pull that does not fit is refused \
+              before its first byte.",
+        slot: Slot::Quota(|c| &mut c.volume.quota, 1_000_000..=1000 * PB),
+    },
+    Setting {
+        key: "volume.min_free",
+        env: "LARDER_VOLUME_MIN_FREE",
+        flag: None,
+        default: Fallback::Text("2GB"),
+        doc: "Bytes of the file system that are left to others, whatever the quota says.",
+        slot: Slot::Size(|c| &mut c.volume.min_free, 0..=PB),
+    },
+    Setting {
+        key: "pull.memory",
+        env: "LARDER_PULL_MEMORY",
+        flag: None,
+        default: Fallback::Text("64MiB"),
+        doc: "Memory for bytes that have come and are not yet written, all pulls together.",
+        slot: Slot::Size(|c| &mut c.pull.memory, 8 * MIB..=4 * GIB),
+    },
+    Setting {
+        key: "pull.connections",
+        env: "LARDER_PULL_CONNECTIONS",
+        flag: None,
+        default: Fallback::Text("16"),
+        doc: "Most requests for bytes under way, all pulls together.",
+        slot: Slot::Count(|c| &mut c.pull.connections, 1..=256),
+    },
+    Setting {
+        key: "pull.stall_timeout",
+        env: "LARDER_PULL_STALL_TIMEOUT",
+        flag: None,
+        default: Fallback::Text("30s"),
+        doc: "Longest time without a byte, before a request is dropped and asked again from where it stopped.",
+        slot: Slot::Time(|c| &mut c.pull.stall_timeout, Duration::from_secs(1)..=Duration::from_secs(600)),
+    },
+    Setting {
+        key: "pull.retries",
+        env: "LARDER_PULL_RETRIES",
+        flag: None,
+        default: Fallback::Text("8"),
+        doc: "How often a request may fail in a row, without one byte of progress, before the pull fails.",
+        slot: Slot::Count(|c| &mut c.pull.retries, 0..=100),
+    },
+    Setting {
+        key: "serve.socket",
+        env: "LARDER_SOCKET",
+        flag: Some("--socket"),
+        default: Fallback::Socket,
+        doc: "The Unix socket the daemon answers on, and on which the commands look for it.",
+        slot: Slot::Socket(|c| &mut c.serve.socket),
+    },
+    Setting {
+        key: "serve.listen",
+        env: "LARDER_SERVE_LISTEN",
+        flag: None,
+        default: Fallback::Text("127.0.0.1:7437"),
+        doc: "The TCP address the daemon answers on; `off` for none. Whoever reaches it can pull and remove models.",
+        slot: Slot::Listen(|c| &mut c.serve.listen),
+    },
+    Setting {
+        key: "log.format",
+        env: "LARDER_LOG_FORMAT",
+        flag: None,
+        default: Fallback::Text("auto"),
+        doc: "How log lines look: `text` for people, `json` for machines; `auto` is `text` on a terminal and `json` \
+              elsewhere.",
+        slot: Slot::Format(|c| &mut c.log.format),
+    },
+    Setting {
+        key: "log.filter",
+        env: "LARDER_LOG_FILTER",
+        flag: None,
+        default: Fallback::Text("info"),
+        doc: "What is logged: a level, or levels by module such as `info,larder::cache=debug`.",
+        slot: Slot::Filter(|c| &mut c.log.filter),
+    },
+];
+
+impl Setting {
+    /// What the setting takes, with its limits.
+    pub fn takes(&self) -> String {
+        match &self.slot {
+            Slot::Directory(_) => "an absolute path".to_owned(),
+            Slot::Socket(_) => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes"),
+            Slot::Size(_, limits) => {
+                format!("a size from {} to {}", size_text(*limits.start()), size_text(*limits.end()))
+            }
+            Slot::Quota(_, limits) => {
+                format!("a size from {} to {}, or `none`", size_text(*limits.start()), size_text(*limits.end()))
+            }
+            Slot::Count(_, limits) => format!("a number from {} to {}", limits.start(), limits.end()),
+            Slot::Time(_, limits) => {
+                format!("a duration from {} to {}", time_text(limits.start()), time_text(limits.end()))
+            }
+            Slot::Listen(_) => "an IP address and a port, or `off`".to_owned(),
+            Slot::Format(_) => "`auto`, `text` or `json`".to_owned(),
+            Slot::Filter(_) => "a filter as in `RUST_LOG`".to_owned(),
+        }
+    }
+
+    /// A value of the file as text. Sizes and numbers may be written as TOML integers, everything else is a string.
+    pub(super) fn text_of(&self, value: &DeValue<'_>) -> Result<String, String> {
+        let number = matches!(self.slot, Slot::Size(..) | Slot::Quota(..) | Slot::Count(..));
+        match value {
+            DeValue::String(text) if !matches!(self.slot, Slot::Count(..)) => Ok(text.to_string()),
+            DeValue::Integer(digits) if number && digits.radix() == 10 => Ok(digits.as_str().replace('_', "")),
+            other => Err(format!("it is of type {}, not {}", other.type_str(), self.takes())),
+        }
+    }
+
+    /// Reads a value into its place. An error says what was found and what is taken.
+    pub(super) fn read(&self, text: &str, config: &mut Config) -> Result<(), String> {
+        let text = text.trim();
+        let refuse = || format!("{:?} is not {}", shown(text), self.takes());
+        if text.len() > MAX_VALUE_BYTES || text.contains('\0') {
+            return Err(refuse());
+        }
+        match &self.slot {
+            Slot::Directory(at) => *at(config) = absolute(text).ok_or_else(refuse)?,
+            Slot::Socket(at) => {
+                let path = absolute(text).filter(|_| text.len() <= MAX_SOCKET_PATH_BYTES);
+                *at(config) = path.ok_or_else(refuse)?;
+            }
+            Slot::Size(at, limits) => *at(config) = size(text, limits).ok_or_else(refuse)?,
+            Slot::Quota(at, _) if text == "none" => *at(config) = None,
+            Slot::Quota(at, limits) => *at(config) = Some(size(text, limits).ok_or_else(refuse)?),
+            Slot::Count(at, limits) => {
+                *at(config) = text.parse().ok().filter(|n| limits.contains(n)).ok_or_else(refuse)?;
+            }
+            Slot::Time(at, limits) => {
+                let time = humantime::parse_duration(text).ok().filter(|t| limits.contains(t));
+                *at(config) = time.ok_or_else(refuse)?;
+            }
+            Slot::Listen(at) if text == "off" => *at(config) = None,
+            Slot::Listen(at) => *at(config) = Some(text.parse().map_err(|_| refuse())?),
+            Slot::Format(at) => {
+                *at(config) = match text {
+                    "auto" => LogFormat::Auto,
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
+                    _ => return Err(refuse()),
+                }
+            }
+            Slot::Filter(at) => {
+                if text.is_empty() || tracing_subscriber::EnvFilter::try_new(text).is_err() {
+                    return Err(refuse());
+                }
+                *at(config) = text.to_owned();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path from outside, if it does not depend on where the process was started.
+pub(super) fn absolute(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    path.is_absolute().then(|| path.to_path_buf())
+}
+
+fn size(text: &str, limits: &RangeInclusive<u64>) -> Option<Bytes> {
+    text.parse().ok().filter(|Bytes(n)| limits.contains(n)).map(|bytes: Bytes| bytes)
+}
+
+/// A limit as it would be written: binary units where they are exact.
+fn size_text(bytes: u64) -> String {
+    match bytes {
+        0 => "0".to_owned(),
+        n if n.is_multiple_of(GIB) => format!("{}GiB", n / GIB),
+        n if n.is_multiple_of(MIB) => format!("{}MiB", n / MIB),
+        n if n.is_multiple_of(KIB) && n < 1_000_000 => format!("{}KiB", n / KIB),
+        n => Bytes(n).to_string().replace(".0 ", ""),
+    }
+}
+
+fn time_text(time: &Duration) -> String {
+    humantime::format_duration(*time).to_string()
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}

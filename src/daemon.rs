@@ -1,0 +1,149 @@
+//! Builds everything, runs it, drains it.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::fault::{Code, Problem};
+use crate::serve::{self, Door, ReadyLatches};
+use crate::source::{Environment, SourceConfig, Sources};
+use crate::telemetry::{self, Metrics};
+
+/// How often what is only in memory is written.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// How long a drain waits for pulls to pause.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+const REPORT: &str = "report this with the log";
+
+/// Takes the volume and builds the cache over it, without any door: what the command line uses when no daemon answers.
+pub async fn build_cache(config: &Config) -> Result<(Cache, Arc<Metrics>), Problem> {
+    let metrics = Arc::new(Metrics::new());
+    let settings = SourceConfig { stall_timeout: config.pull.stall_timeout, ..SourceConfig::default() };
+    let sources = Sources::new(settings, Environment::of_process()).map_err(|e| Problem::of(&e))?;
+    let (cache_config, counted) = (config.cache(), metrics.clone());
+    let cache = blocking(move || Cache::start(cache_config, sources, counted)).await??;
+    Ok((cache, metrics))
+}
+
+/// Looks at the volume beside the process that holds it: lists and opens, changes nothing.
+pub async fn build_view(config: &Config) -> Result<Cache, Problem> {
+    let config = config.cache();
+    Ok(blocking(move || Cache::view(config, Arc::new(Metrics::new()))).await??)
+}
+
+/// Logs as configured, runs until SIGTERM or SIGINT, then drains.
+pub async fn run(config: &Config) -> Result<(), Problem> {
+    telemetry::init(config.log.format, &config.log.filter).map_err(|error| {
+        let action = "write `log.filter` as in `info` or `info,larder=debug`";
+        Problem::new(Code::ConfigInvalid, format!("cannot start logging: {error}"), action)
+    })?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let daemon = Daemon::start(config).await?;
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    daemon.run_until(asked).await;
+    Ok(())
+}
+
+/// A daemon that is up: its volume is recovered and its doors are open.
+pub struct Daemon {
+    cache: Cache,
+    latches: ReadyLatches,
+    socket: PathBuf,
+    tcp: Option<SocketAddr>,
+    doors: Vec<JoinHandle<()>>,
+    tending: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl Daemon {
+    /// Order: volume and recovery, then the doors, then the pulls a former run left. Ready when it returns.
+    pub async fn start(config: &Config) -> Result<Daemon, Problem> {
+        let (cache, metrics) = build_cache(config).await?;
+        let latches = ReadyLatches::new();
+        let starting = latches.hold("start-up");
+        let shutdown = CancellationToken::new();
+        let door = Door { cache: cache.clone(), metrics, latches: latches.clone(), shutdown: shutdown.clone() };
+        let router = serve::router(door);
+
+        let mut listeners = vec![serve::bind_unix(&config.serve.socket).await.map_err(|e| Problem::of(&e))?];
+        if let Some(address) = config.serve.listen {
+            listeners.push(serve::bind_tcp(address).await.map_err(|e| Problem::of(&e))?);
+        }
+        let tcp = listeners.iter().find_map(|listener| listener.tcp_address());
+        let doors = listeners.into_iter();
+        let doors = doors.map(|l| tokio::spawn(serve::listen(l, router.clone(), shutdown.clone()))).collect();
+
+        let resuming = cache.clone();
+        blocking(move || resuming.resume_pending()).await?;
+        let tending = tokio::spawn(tend(cache.clone()));
+        drop(starting);
+        tracing::info!(
+            root = %config.volume.root.display(), socket = %config.serve.socket.display(),
+            listen = tcp.map(tracing::field::display), "ready"
+        );
+        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, shutdown })
+    }
+
+    /// The Unix socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The TCP address, if it listens on one.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// Runs until `asked` says why to stop, then drains: stops accepting, answers what is in flight, pauses pulls, flushes,
+    /// and gives the volume back.
+    pub async fn run_until(self, asked: impl Future<Output = &'static str>) {
+        let reason = asked.await;
+        tracing::info!(reason, "draining");
+        let _unready = self.latches.hold("shutting down");
+        self.shutdown.cancel();
+        for door in self.doors {
+            if let Err(error) = door.await {
+                tracing::error!(%error, "a door did not close cleanly");
+            }
+        }
+        self.tending.abort();
+        self.cache.drain(DRAIN_DEADLINE).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Writes recency from time to time, so that a crash loses seconds of it.
+async fn tend(cache: Cache) {
+    let mut ticks = tokio::time::interval(FLUSH_EVERY);
+    loop {
+        ticks.tick().await;
+        let cache = cache.clone();
+        if blocking(move || cache.flush()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let broken = |error| Problem::new(Code::InternalError, format!("cannot work with the volume: {error}"), REPORT);
+    tokio::task::spawn_blocking(work).await.map_err(broken)
+}
+
+fn no_signals(error: std::io::Error) -> Problem {
+    Problem::new(Code::InternalError, format!("cannot listen for signals: {error}"), REPORT)
+}
