@@ -1,0 +1,99 @@
+//! Pages that repeat what the code says are compared with it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use larder::fault::{Code, Fault};
+use larder::telemetry::metrics::METRICS;
+
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The cells of the table rows whose first cell begins with `mark`.
+fn rows(page: &str, mark: &str) -> Vec<Vec<String>> {
+    page.lines()
+        .filter(|line| line.starts_with(&format!("| {mark}")))
+        .map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect())
+        .collect()
+}
+
+#[test]
+fn errors_md_has_one_row_for_each_code() {
+    let found = rows(&page("errors.md"), "<a id=");
+    let names: Vec<&str> = found.iter().map(|row| row[0].as_str()).collect();
+    let expected: Vec<String> = Code::ALL.iter().map(|code| format!("<a id=\"{code}\"></a>`{code}`")).collect();
+    assert_eq!(names, expected);
+    for (row, code) in found.iter().zip(Code::ALL) {
+        let fault = code.fault();
+        let facts = [fault.label().to_owned(), fault.http_status().to_string(), fault.exit_code().to_string()];
+        assert_eq!(row[1..4], facts, "{code}");
+        assert!(row.len() == 6 && !row[4].is_empty() && !row[5].is_empty(), "{code}");
+    }
+}
+
+#[test]
+fn errors_md_has_one_row_for_each_class() {
+    let page = page("errors.md");
+    for fault in Fault::ALL {
+        let row = rows(&page, &format!("`{}` ", fault.label()));
+        let facts = [fault.http_status().to_string(), fault.exit_code().to_string()];
+        assert_eq!(row.iter().map(|row| &row[2..]).collect::<Vec<_>>(), [facts], "{}", fault.label());
+    }
+}
+
+#[test]
+fn api_md_has_one_heading_for_each_route() {
+    let api = serde_json::to_value(larder::serve::openapi()).unwrap();
+    let mut routes = BTreeSet::new();
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            routes.insert(format!("{} {path}", method.to_uppercase()));
+        }
+    }
+    let page = page("api.md");
+    let headings: BTreeSet<String> =
+        page.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).map(str::to_owned).collect();
+    assert_eq!(headings, routes);
+    for section in page.split("\n### `").skip(1) {
+        assert!(section.contains("larder-curl "), "no example for {}", section.lines().next().unwrap());
+    }
+}
+
+#[test]
+fn examples_in_api_md_have_the_fields_of_the_schemas() {
+    let api = serde_json::to_value(larder::serve::openapi()).unwrap();
+    let page = page("api.md");
+    let examples: Vec<serde_json::Value> = page
+        .split("```json\n")
+        .skip(1)
+        .map(|rest| serde_json::from_str(rest.split("```").next().unwrap()).expect("an example is not JSON"))
+        .collect();
+    let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    for (schema, has) in [("PullStatus", "phase"), ("ProblemBody", "detail"), ("Readiness", "ready")] {
+        let example = examples.iter().find(|e| e.get(has).is_some()).unwrap_or_else(|| panic!("no {schema}"));
+        let mut expected = fields(&api["components"]["schemas"][schema]["properties"]);
+        // Only there when it is known.
+        expected.remove("retry_after_seconds");
+        assert_eq!(fields(example), expected, "{schema}");
+    }
+    let models = examples.iter().find_map(|e| e["models"].get(0)?.get("path").map(|_| &e["models"][0])).unwrap();
+    assert_eq!(fields(models), fields(&api["components"]["schemas"]["ModelInfo"]["properties"]));
+}
+
+#[test]
+fn operations_md_has_one_row_for_each_metric() {
+    let page = page("operations.md");
+    let section = page.split("\n## Metrics\n").nth(1).expect("no section `Metrics`").split("\n## ").next().unwrap();
+    let found = rows(section, "`");
+    let expected: Vec<Vec<String>> = METRICS
+        .iter()
+        .map(|metric| {
+            let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+            vec![format!("`{}`", metric.name), labels.join(", "), metric.help.to_owned()]
+        })
+        .collect();
+    assert_eq!(found, expected);
+}

@@ -1,0 +1,13 @@
+//! What larder promises, tested through its doors and against real peers.
+
+mod api;
+mod cli;
+mod hostile;
+mod hub_protocol;
+mod source_az;
+mod source_file;
+mod source_gs;
+mod source_hf;
+mod source_s3;
+mod source_web;
+mod support;

@@ -1,0 +1,15 @@
+//! What the tests stand on: origins, clients and other processes.
+
+pub(crate) mod azurite;
+pub(crate) mod breaking_proxy;
+pub(crate) mod bucket_double;
+pub(crate) mod fake_gcs;
+pub(crate) mod hostile_origin;
+pub(crate) mod hub;
+pub(crate) mod moto;
+pub(crate) mod raw_http;
+pub(crate) mod real_client;
+pub(crate) mod server_process;
+pub(crate) mod skip;
+pub(crate) mod source_contract;
+pub(crate) mod web_origin;
