@@ -42,6 +42,7 @@ impl Cache {
         }
         let cache = Cache::over(config, volume, Some(Hands { index, sources }), metrics);
         cache.learn(records)?;
+        cache.mend_snapshots();
         cache.mend_hub_refs();
         Ok(cache)
     }
@@ -84,6 +85,19 @@ impl Cache {
             }
         }
         Ok(())
+    }
+
+    /// A crash while a spoilt snapshot was being replaced leaves a model without one; its blobs are here.
+    fn mend_snapshots(&self) {
+        for (record, _) in self.0.ledger.models() {
+            if self.0.volume.public().join(record.snapshot.as_path()).is_dir() {
+                continue;
+            }
+            let manifest = self.0.volume.read_manifest(record.manifest);
+            if let Err(error) = manifest.and_then(|manifest| self.0.volume.publish(&record.snapshot, &manifest)) {
+                tracing::warn!(%error, model = %record.id(), "a model cannot be laid out again: pull it again");
+            }
+        }
     }
 
     /// A crash between a record and its `refs/<revision>` leaves the old one; the records say what it should be.

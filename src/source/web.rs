@@ -304,4 +304,33 @@ mod tests {
             assert!(serde_json::from_str::<Directory>(bad).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn the_listing_in_the_documentation_is_one() {
+        let page = include_str!("../../docs/listing.md");
+        let json = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+        let directory: Directory = serde_json::from_str(json).unwrap();
+        let reference: ModelRef = "https://models.example/llama/".parse().unwrap();
+        let web = Web::new(&reference, &Client::new(&SourceConfig::default()).unwrap());
+        let files: Vec<_> = directory.files.into_iter().map(|entry| web.file(entry, "x").unwrap()).collect();
+        assert_eq!(files[0].locator, "https://models.example/llama/config.json");
+        assert_eq!(files[1].locator, "https://cdn.example.com/llama/1");
+        assert!(files[1].checksum.is_some());
+    }
+
+    #[test]
+    fn addresses_in_a_listing_are_encoded_and_lead_only_to_permitted_places() {
+        let reference: ModelRef = "https://models.example/llama/".parse().unwrap();
+        let web = Web::new(&reference, &Client::new(&SourceConfig::default()).unwrap());
+        let entry = |path: &str, url: Option<&str>| {
+            let (path, url) = (path.to_owned(), url.map(str::to_owned));
+            web.file(Entry { path, size: 1, sha256: None, url }, "x")
+        };
+        let encoded = entry("a b/c?d#e%2f..", None).unwrap();
+        assert_eq!(encoded.locator, "https://models.example/llama/a%20b/c%3Fd%23e%252f..");
+        assert_eq!(entry("a", Some("blobs/1")).unwrap().locator, "https://models.example/llama/blobs/1");
+        for bad in ["http://models.example/a", "https://169.254.169.254/", "https://u:p@models.example/", "file:///a"] {
+            assert!(matches!(entry("a", Some(bad)), Err(Error::Redirect { .. })), "{bad}");
+        }
+    }
 }

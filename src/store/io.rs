@@ -180,7 +180,8 @@ impl Disk {
             return Err(Error::Locked { root: root.to_owned(), pid });
         };
         let text = format!("{}\n", std::process::id());
-        file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0)).map_err(|e| failed("write", lock, e))?;
+        // The lock is what counts. On a full disk the text may fail, and larder must start there to remove a model.
+        let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
         Ok(Disk { root: root.to_owned(), refuses: OnceLock::new(), _lock: Some(file) })
     }
 

@@ -415,7 +415,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "makes 65,000 links, which takes seconds"]
     fn a_model_of_many_equal_files_is_laid_out_even_when_links_run_out() {
         let dir = tempfile::tempdir().unwrap();
         let volume = volume_with(dir.path(), &[b"one"]);

@@ -452,7 +452,8 @@ mod tests {
 
     #[test]
     fn the_endpoint_is_the_one_the_tools_of_the_cloud_would_ask() {
-        let cases: [(Scheme, &[(&str, &str)], &str); 11] = [
+        type Case<'a> = (Scheme, &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case; 11] = [
             (Scheme::S3, &[], "https://s3.us-east-1.amazonaws.com"),
             (Scheme::S3, &[("AWS_DEFAULT_REGION", "eu-west-3")], "https://s3.eu-west-3.amazonaws.com"),
             (

@@ -100,13 +100,11 @@ impl Fault {
         Fault::NoAnswer,
     ];
 
-    /// Whether asking again is useless, so that a pull ends with it.
+    /// Whether it ends a pull and hides what would have come after. [`Fault::Changed`] does too, but is the one that must
+    /// be met often.
     fn ends_a_pull(self) -> bool {
         use Fault::*;
-        matches!(
-            self,
-            Changed | Denied | Gone | RedirectToMetadata | RedirectWithUser | RedirectToNowhere | RangeOfAnotherTotal
-        )
+        matches!(self, Denied | Gone | RedirectToMetadata | RedirectWithUser | RedirectToNowhere | RangeOfAnotherTotal)
     }
 
     /// Whether only a checksum can tell.
@@ -460,7 +458,12 @@ impl State {
                 with("Content-Range", &range)
             }
             Fault::Multipart => with("Content-Type", "multipart/byteranges; boundary=x"),
-            Fault::Changed => self.answer(&asked, Some(&HostileOrigin::changed(bytes))),
+            Fault::Changed => {
+                // By a server that does not know If-Match.
+                let mut asked = asked.clone();
+                asked.headers.retain(|(name, _)| name != "if-match");
+                self.answer(&asked, Some(&HostileOrigin::changed(bytes)))
+            }
             Fault::ChangedBehindTheSameEtag => Answer { body: HostileOrigin::changed(&right.body), ..right },
             Fault::Gzip => with("Content-Encoding", "gzip"),
             Fault::FlippedBit => {
