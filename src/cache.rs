@@ -145,6 +145,12 @@ pub enum Error {
     /// Taken back by request.
     #[error("the pull was cancelled")]
     Cancelled,
+    /// A limit of ours.
+    #[error("cannot pull: {most} pulls are under way already")]
+    TooManyPulls {
+        /// The limit.
+        most: usize,
+    },
     /// Shutting down.
     #[error("cannot pull: larder is shutting down")]
     Draining,
@@ -169,6 +175,7 @@ impl Diagnose for Error {
             Error::NotReady { .. } => Code::NotReady,
             Error::PullNotFound { .. } => Code::PullNotFound,
             Error::Cancelled => Code::PullCancelled,
+            Error::TooManyPulls { .. } => Code::TooManyPulls,
             Error::Draining => Code::Draining,
             Error::View { .. } => Code::VolumeLocked,
         }
@@ -194,6 +201,7 @@ impl Diagnose for Error {
             Error::NotReady { .. } => "wait for it with `--wait`".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
             Error::Cancelled => "pull again: it goes on where it stopped".into(),
+            Error::TooManyPulls { .. } => "ask again when one has ended (`larder pulls`)".into(),
             Error::Draining => "ask again when it has started again".into(),
             Error::View { .. } => "wait until it ends, or talk to it through its socket (`LARDER_SOCKET`)".into(),
         }
@@ -203,7 +211,7 @@ impl Diagnose for Error {
         match self {
             Error::Source(e) => e.retry_after(),
             Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
-            Error::Draining => Some(Duration::from_secs(5)),
+            Error::TooManyPulls { .. } | Error::Draining => Some(Duration::from_secs(5)),
             _ => None,
         }
     }

@@ -159,7 +159,9 @@ codes! {
     NeverFits = "never-fits" => Full,
     /// The model is still being pulled.
     NotReady = "not-ready" => Busy,
-    /// The daemon is shutting down, or a limit of ours is reached.
+    /// As many pulls are under way as we allow.
+    TooManyPulls = "too-many-pulls" => Busy,
+    /// The daemon is shutting down.
     Draining = "draining" => Busy,
     /// Another process holds the volume.
     VolumeLocked = "volume-locked" => Busy,

@@ -406,9 +406,7 @@ impl Diagnose for Error {
             }
             Error::Redirect { .. } => "check the endpoint, and ask the owner of the source".into(),
             Error::Changed { .. } => "pull again: the new version is taken as a whole".into(),
-            Error::Listing { .. } => {
-                "ask the owner of the source to rename the file, or leave it with `--exclude`".into()
-            }
+            Error::Listing { .. } => "ask the owner of the source to rename the file".into(),
             Error::Offline { variable, .. } => format!("unset `{variable}`, or pull on a machine with a network"),
             Error::Misconfigured { .. } => "correct the variable and start again".into(),
             Error::Io { .. } => "check that the directory exists and that this user may read it".into(),

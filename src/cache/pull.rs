@@ -122,8 +122,11 @@ impl Cache {
             pull.progress.asked_again();
             return Ok(pull.handle());
         }
-        if self.0.stop.is_cancelled() || pulls.active.len() >= MAX_ACTIVE_PULLS {
+        if self.0.stop.is_cancelled() {
             return Err(Error::Draining);
+        }
+        if pulls.active.len() >= MAX_ACTIVE_PULLS {
+            return Err(Error::TooManyPulls { most: MAX_ACTIVE_PULLS });
         }
         pulls.started += 1;
         let id = format!("{:012x}-{:04x}", now_ms(), pulls.started & 0xffff);
@@ -320,17 +323,16 @@ impl Cache {
         let mut digests = BTreeMap::new();
         // Files with the same claim are one fetch; the others wait for its digest.
         let mut missing: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
-        for (at, file) in listing.files().iter().enumerate() {
-            let claim = Claim::of(file);
-            let known = claim.as_ref().and_then(|claim| self.hands().ok()?.index.digest_of(claim));
-            match known.filter(|digest| self.is_whole(*digest, file.size)) {
+        let known = self.known_digests(listing).await?;
+        for (at, (file, known)) in listing.files().iter().zip(known).enumerate() {
+            match known {
                 Some(digest) if self.0.ledger.hold_if_here(&mut hold, digest) => {
                     digests.insert(at, digest);
                     pull.progress.file_done();
                     transfer.tally.done.fetch_add(file.size, Ordering::Relaxed);
                     self.0.metrics.avoided_bytes(file.size);
                 }
-                _ => missing.entry(claim.map_or(Key::Place(at), Key::Claim)).or_default().push(at),
+                _ => missing.entry(Claim::of(file).map_or(Key::Place(at), Key::Claim)).or_default().push(at),
             }
         }
         let want = missing.values().map(|files| listing.files()[files[0]].size).sum();
@@ -383,6 +385,20 @@ impl Cache {
         Ok((digests, hold))
     }
 
+    /// For each file of the listing the blob that is here, if the index knows one and the disk has it.
+    async fn known_digests(&self, listing: &Listing) -> Result<Vec<Option<Digest>>, Error> {
+        let wanted: Vec<_> = listing.files().iter().map(|file| (Claim::of(file), file.size)).collect();
+        self.blocking(move |cache| {
+            let index = &cache.hands()?.index;
+            let known = |(claim, size): &(Option<Claim>, u64)| {
+                let digest = index.digest_of(claim.as_ref()?)?;
+                matches!(cache.0.volume.blob_size(digest), Ok(Some(found)) if found == *size).then_some(digest)
+            };
+            Ok(wanted.iter().map(known).collect())
+        })
+        .await
+    }
+
     async fn fetch_file(
         &self,
         pull: &Arc<Pull>,
@@ -400,6 +416,7 @@ impl Cache {
             },
             None => None,
         };
+        let _file = self.0.budget.file().await;
         let mut mismatches = 0;
         loop {
             let key = IngestKey {
@@ -527,10 +544,6 @@ impl Cache {
                 volume: self.0.config.root.display().to_string(),
             },
         })
-    }
-
-    fn is_whole(&self, digest: Digest, size: u64) -> bool {
-        matches!(self.0.volume.blob_size(digest), Ok(Some(found)) if found == size)
     }
 
     fn turn(&self, claim: &Claim) -> Arc<tokio::sync::Mutex<()>> {

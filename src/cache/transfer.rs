@@ -23,6 +23,9 @@ use crate::store::{Blob, Ingest};
 const PIECE_BYTES: usize = 1 << 20;
 /// Largest range: what is fetched again at most, per open file, after a crash.
 const MAX_RANGE_BYTES: u64 = 16 << 20;
+/// Files that are written at the same time, all pulls together. Each has a thread for its writer: with more files than
+/// threads, ranges would hold memory for writers that cannot run.
+const MAX_OPEN_FILES: usize = 64;
 /// Ranges of one file that may wait for its writer; the budget is the real bound.
 const MAX_RANGES_IN_FLIGHT: usize = 256;
 
@@ -30,6 +33,7 @@ const MAX_RANGES_IN_FLIGHT: usize = 256;
 pub(super) struct Budget {
     pieces: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    files: Arc<Semaphore>,
     buffers: Mutex<Vec<Vec<u8>>>,
     range_bytes: u64,
 }
@@ -43,9 +47,15 @@ impl Budget {
         Budget {
             pieces: Arc::new(Semaphore::new(pieces)),
             connections: Arc::new(Semaphore::new(connections)),
+            files: Arc::new(Semaphore::new(MAX_OPEN_FILES)),
             buffers: Mutex::default(),
             range_bytes: share.min(MAX_RANGE_BYTES),
         }
+    }
+
+    /// Waits for a place among the files that are being written.
+    pub(super) async fn file(&self) -> OwnedSemaphorePermit {
+        self.files.clone().acquire_owned().await.expect("the budget is never closed")
     }
 
     /// Gives the buffers back to the system; called when no pull is left.
