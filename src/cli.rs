@@ -533,28 +533,7 @@ mod tests {
 
     /// A pull that has just begun.
     pub(super) fn status(reference: &str) -> PullStatus {
-        PullStatus {
-            id: "p1".into(),
-            reference: reference.into(),
-            phase: Phase::Resolving,
-            version: None,
-            files_done: 0,
-            files_total: 0,
-            bytes_done: 0,
-            bytes_total: 0,
-            bytes_fetched: 0,
-            percent: 0,
-            bytes_per_second: 0,
-            eta_seconds: None,
-            file: None,
-            waiting: None,
-            model: None,
-            path: None,
-            error: None,
-            started_at: "2026-01-01T00:00:00Z".into(),
-            ended_at: None,
-            asked: 1,
-        }
+        PullStatus::started("p1", reference, "2026-01-01T00:00:00Z".into())
     }
 
     fn words(line: &str) -> Result<Cli, clap::Error> {

@@ -122,26 +122,11 @@ pub(super) mod tests {
 
     pub(in crate::serve) fn pull(phase: Phase, bytes_done: u64) -> PullStatus {
         PullStatus {
-            id: "1".into(),
-            reference: "file:///m".into(),
             phase,
-            version: None,
-            files_done: 0,
             files_total: 1,
             bytes_done,
             bytes_total: 10,
-            bytes_fetched: 0,
-            percent: 0,
-            bytes_per_second: 0,
-            eta_seconds: None,
-            file: None,
-            waiting: None,
-            model: None,
-            path: None,
-            error: None,
-            started_at: "2026-01-01T00:00:00Z".into(),
-            ended_at: None,
-            asked: 1,
+            ..PullStatus::started("1", "file:///m", "2026-01-01T00:00:00Z".into())
         }
     }
 

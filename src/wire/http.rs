@@ -102,6 +102,34 @@ pub struct PullStatus {
     pub asked: u64,
 }
 
+impl PullStatus {
+    /// A pull that somebody has just asked for.
+    pub fn started(id: &str, reference: &str, started_at: String) -> PullStatus {
+        PullStatus {
+            id: id.to_owned(),
+            reference: reference.to_owned(),
+            phase: Phase::Resolving,
+            version: None,
+            files_done: 0,
+            files_total: 0,
+            bytes_done: 0,
+            bytes_total: 0,
+            bytes_fetched: 0,
+            percent: 0,
+            bytes_per_second: 0,
+            eta_seconds: None,
+            file: None,
+            waiting: None,
+            model: None,
+            path: None,
+            error: None,
+            started_at,
+            ended_at: None,
+            asked: 1,
+        }
+    }
+}
+
 /// All pulls the daemon remembers, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PullList {

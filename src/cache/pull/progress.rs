@@ -30,28 +30,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(id: &str, reference: &str) -> Progress {
-        let status = PullStatus {
-            id: id.to_owned(),
-            reference: reference.to_owned(),
-            phase: Phase::Resolving,
-            version: None,
-            files_done: 0,
-            files_total: 0,
-            bytes_done: 0,
-            bytes_total: 0,
-            bytes_fetched: 0,
-            percent: 0,
-            bytes_per_second: 0,
-            eta_seconds: None,
-            file: None,
-            waiting: None,
-            model: None,
-            path: None,
-            error: None,
-            started_at: rfc3339(now_ms()),
-            ended_at: None,
-            asked: 1,
-        };
+        let status = PullStatus::started(id, reference, rfc3339(now_ms()));
         Progress {
             status: watch::Sender::new(status),
             tally: Arc::default(),
