@@ -93,7 +93,7 @@ pub(super) async fn readyz(State(door): State<Door>) -> Response {
 }
 
 /// Numbers for Prometheus, as OpenMetrics text.
-#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+#[utoipa::path(get, operation_id = "metrics", path = "/metrics", tag = "health", responses(
     (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
 ))]
 pub(super) async fn numbers(State(door): State<Door>) -> Result<Response, Refused> {

@@ -54,7 +54,7 @@ fn routes() -> OpenApiRouter<Door> {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/openapi.json", tag = "health", responses(
+#[utoipa::path(get, operation_id = "openapi", path = "/openapi.json", tag = "health", responses(
     (status = 200, description = "OpenAPI 3.1", body = serde_json::Value),
 ))]
 async fn document() -> Json<utoipa::openapi::OpenApi> {
@@ -96,6 +96,17 @@ mod tests {
         let api = serde_json::to_value(openapi()).unwrap();
         assert!(api["openapi"].as_str().unwrap().starts_with("3.1."), "{}", api["openapi"]);
         assert_eq!(api["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    /// Generated clients name their functions after these.
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let api = serde_json::to_value(openapi()).unwrap();
+        let items = api["paths"].as_object().unwrap().values();
+        let operations: Vec<_> = items.flat_map(|item| item.as_object().unwrap().values()).collect();
+        let names: BTreeSet<_> =
+            operations.iter().map(|operation| operation["operationId"].as_str().unwrap()).collect();
+        assert_eq!(names.len(), operations.len(), "{names:?}");
     }
 
     #[test]

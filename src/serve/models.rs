@@ -18,7 +18,7 @@ struct Wanted {
 }
 
 /// Lists the models that are local and whole.
-#[utoipa::path(get, path = "/v1/models", tag = "models",
+#[utoipa::path(get, operation_id = "list_models", path = "/v1/models", tag = "models",
     params(("reference" = Option<String>, Query, description = "Only the versions of this reference")),
     responses((status = 200, description = "The models", body = ModelList)))]
 pub(super) async fn list(State(door): State<Door>, uri: Uri) -> Result<Json<ModelList>, Refused> {
@@ -32,7 +32,7 @@ pub(super) async fn list(State(door): State<Door>, uri: Uri) -> Result<Json<Mode
 }
 
 /// Shows a model with its files.
-#[utoipa::path(get, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(get, operation_id = "show_model", path = "/v1/models/{name}", tag = "models",
     params(("name" = String, Path, description = "A model id, or a percent-encoded reference: its current version")),
     responses(
         (status = 200, description = "The model", body = ModelDetail),
@@ -43,7 +43,7 @@ pub(super) async fn show(State(door): State<Door>, Name(name): Name) -> Result<J
 }
 
 /// Removes a model, or all versions of a reference. Readers that have files open keep them.
-#[utoipa::path(delete, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(delete, operation_id = "remove_model", path = "/v1/models/{name}", tag = "models",
     params(("name" = String, Path, description = "A model id, or a percent-encoded reference: all its versions")),
     responses(
         (status = 200, description = "What is gone", body = Removed),
@@ -54,7 +54,7 @@ pub(super) async fn remove(State(door): State<Door>, Name(name): Name) -> Result
 }
 
 /// Opens a model that is local: answers with the directory to read. Never asks the source.
-#[utoipa::path(post, path = "/v1/opens", tag = "models",
+#[utoipa::path(post, operation_id = "open_model", path = "/v1/opens", tag = "models",
     request_body = OpenRequest,
     responses(
         (status = 200, description = "The current version", body = ModelInfo),

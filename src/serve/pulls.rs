@@ -24,7 +24,7 @@ const EVENT_GAP: Duration = Duration::from_millis(200);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Makes a model local. Asking again joins the pull that is under way.
-#[utoipa::path(post, path = "/v1/pulls", tag = "pulls",
+#[utoipa::path(post, operation_id = "submit_pull", path = "/v1/pulls", tag = "pulls",
     request_body = PullRequest,
     responses(
         (status = 200, description = "The model is local already", body = PullStatus,
@@ -44,14 +44,14 @@ pub(super) async fn submit(State(door): State<Door>, Body(asked): Body<PullReque
 }
 
 /// Lists the pulls the daemon remembers, newest first.
-#[utoipa::path(get, path = "/v1/pulls", tag = "pulls",
+#[utoipa::path(get, operation_id = "list_pulls", path = "/v1/pulls", tag = "pulls",
     responses((status = 200, description = "The pulls", body = PullList)))]
 pub(super) async fn list(State(door): State<Door>) -> Json<PullList> {
     Json(PullList { pulls: door.cache.pulls() })
 }
 
 /// Shows a pull; with `Accept: text/event-stream`, follows it to its end.
-#[utoipa::path(get, path = "/v1/pulls/{id}", tag = "pulls",
+#[utoipa::path(get, operation_id = "show_pull", path = "/v1/pulls/{id}", tag = "pulls",
     params(("id" = String, Path, description = "The id that the pull was answered with")),
     responses(
         (status = 200, description = "As it stands now; or events `status`, each a PullStatus, and a last one `end`",
@@ -71,7 +71,7 @@ pub(super) async fn show(State(door): State<Door>, Name(id): Name, headers: Head
 }
 
 /// Takes a pull back. Bytes so far stay on the disk for a later pull.
-#[utoipa::path(delete, path = "/v1/pulls/{id}", tag = "pulls",
+#[utoipa::path(delete, operation_id = "cancel_pull", path = "/v1/pulls/{id}", tag = "pulls",
     params(("id" = String, Path, description = "The id that the pull was answered with")),
     responses(
         (status = 200, description = "As it stood at its end", body = PullStatus),
