@@ -125,6 +125,12 @@ pub enum Error {
         /// What was asked for.
         reference: String,
     },
+    /// Not here, so not to be removed.
+    #[error("cannot remove `{reference}`: it is not local")]
+    NothingToRemove {
+        /// What was asked for.
+        reference: String,
+    },
     /// On its way.
     #[error("cannot open `{reference}`: it is being pulled, {percent} % is here{}",
         eta.map(|eta| format!(", {} to go", humantime::format_duration(eta))).unwrap_or_default())]
@@ -151,6 +157,12 @@ pub enum Error {
         /// The limit.
         most: usize,
     },
+    /// Under way when we were told to stop.
+    #[error("cannot finish the pull of `{reference}`: larder is shutting down")]
+    Paused {
+        /// What was asked for.
+        reference: String,
+    },
     /// Shutting down.
     #[error("cannot pull: larder is shutting down")]
     Draining,
@@ -171,12 +183,12 @@ impl Diagnose for Error {
             Error::Index(e) => e.code(),
             Error::NeverFits { .. } => Code::NeverFits,
             Error::NoRoom { .. } => Code::VolumeFull,
-            Error::NotLocal { .. } => Code::NotLocal,
+            Error::NotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
             Error::NotReady { .. } => Code::NotReady,
             Error::PullNotFound { .. } => Code::PullNotFound,
             Error::Cancelled => Code::PullCancelled,
             Error::TooManyPulls { .. } => Code::TooManyPulls,
-            Error::Draining => Code::Draining,
+            Error::Paused { .. } | Error::Draining => Code::Draining,
             Error::View { .. } => Code::VolumeLocked,
         }
     }
@@ -198,10 +210,12 @@ impl Diagnose for Error {
                     .into()
             }
             Error::NotLocal { reference } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
+            Error::NothingToRemove { .. } => "see what is local with `larder list`".into(),
             Error::NotReady { .. } => "wait for it with `--wait`".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
             Error::Cancelled => "pull again: it goes on where it stopped".into(),
             Error::TooManyPulls { .. } => "ask again when one has ended (`larder pulls`)".into(),
+            Error::Paused { .. } => "nothing: the daemon goes on with it when it has started again".into(),
             Error::Draining => "ask again when it has started again".into(),
             Error::View { .. } => "wait until it ends, or talk to it through its socket (`LARDER_SOCKET`)".into(),
         }
@@ -211,7 +225,7 @@ impl Diagnose for Error {
         match self {
             Error::Source(e) => e.retry_after(),
             Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
-            Error::TooManyPulls { .. } | Error::Draining => Some(Duration::from_secs(5)),
+            Error::TooManyPulls { .. } | Error::Paused { .. } | Error::Draining => Some(Duration::from_secs(5)),
             _ => None,
         }
     }

@@ -63,8 +63,9 @@ pub enum InitError {
     Twice,
 }
 
-/// What libraries say below `warn` is about them, not about us, and may quote a request. A filter that names one wins.
-const QUIET: &str = "hf_hub=warn,h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,object_store=warn,\
+/// What libraries say below `warn` is about them, not about us, and may quote a request. hf-hub's errors come back to us
+/// and are logged once, where they are handled. A filter that names one wins.
+const QUIET: &str = "hf_hub=off,h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,object_store=warn,\
                      tower=warn,sled=warn";
 
 /// Starts logging to standard error. `filter` is `info`, `larder=debug`, … as in `RUST_LOG`.

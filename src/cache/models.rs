@@ -62,7 +62,7 @@ impl Cache {
             }
         };
         if records.is_empty() {
-            return Err(Error::NotLocal { reference: name.to_owned() });
+            return Err(Error::NothingToRemove { reference: name.to_owned() });
         }
         let mut removed = Removed { models: Vec::new(), freed_bytes: 0 };
         for record in records {

@@ -185,11 +185,12 @@ impl Cache {
             let pull = pull.clone();
             async move { pull.progress.keep_publishing().await }
         });
-        let result = self.make_local(&pull).await;
+        let mut result = self.make_local(&pull).await;
         ticker.abort();
 
-        let draining = self.0.stop.is_cancelled();
-        if !(draining && matches!(result, Err(Error::Cancelled))) {
+        if self.0.stop.is_cancelled() && matches!(result, Err(Error::Cancelled)) {
+            result = Err(Error::Paused { reference: pull.reference.to_string() });
+        } else {
             self.forget_pending(&pull).await;
         }
         let seconds = began.elapsed().as_secs_f64();
@@ -198,7 +199,7 @@ impl Cache {
         let outcome = match &result {
             Ok(Outcome { unchanged: true, .. }) => PullOutcome::Unchanged,
             Ok(_) => PullOutcome::Ready,
-            Err(Error::Cancelled) => PullOutcome::Cancelled,
+            Err(Error::Cancelled | Error::Paused { .. }) => PullOutcome::Cancelled,
             Err(error) => {
                 self.0.metrics.pull_failed(error.code().fault().label(), error.code().text());
                 PullOutcome::Failed
@@ -209,6 +210,10 @@ impl Cache {
             Ok(done) => tracing::info!(
                 pull = pull.id, reference = %pull.reference, version = done.record.version, bytes = done.record.total_bytes,
                 fetched, seconds, "pull ready"
+            ),
+            Err(Error::Cancelled | Error::Paused { .. }) => tracing::info!(
+                pull = pull.id, reference = %pull.reference, fetched, seconds,
+                resumed = matches!(result, Err(Error::Paused { .. })), "pull stopped; its bytes stay"
             ),
             Err(error) => tracing::warn!(
                 pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds, "pull ended: {error}"

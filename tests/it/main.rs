@@ -2,6 +2,7 @@
 
 mod api;
 mod cli;
+mod daemon;
 mod hostile;
 mod hub_protocol;
 mod source_az;
