@@ -258,6 +258,8 @@ impl Client {
                 };
                 let mut problem = at.client.unreachable(&why);
                 problem.message = format!("cannot follow pull `{}`: {}", at.id, problem.message);
+                problem.action =
+                    "start it with `larder serve` if it has stopped: the pull then goes on by itself".into();
                 return at.fail(problem);
             }
         })

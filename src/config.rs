@@ -252,7 +252,8 @@ impl Config {
             pull_memory: self.pull.memory,
             pull_connections: self.pull.connections as usize,
             stall_timeout: self.pull.stall_timeout,
-            retry_attempts: self.pull.retries,
+            // The first attempt is not a retry.
+            retry_attempts: self.pull.retries + 1,
         }
     }
 

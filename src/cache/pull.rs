@@ -451,7 +451,9 @@ impl Cache {
             };
             books.lock().expect("no panic while the books are held").0.written(file.size);
             pull.progress.now_fetching(file);
-            match transfer.run(file, ingest, adopt).await {
+            let fetched = transfer.run(file, ingest, adopt).await;
+            pull.progress.no_longer_fetching(file);
+            match fetched {
                 Err(Error::Store(error @ store::Error::Checksum { .. })) if mismatches < MAX_MISMATCHES => {
                     mismatches += 1;
                     tracing::warn!(pull = pull.id, %error, "the bytes differ from their checksum; fetching them once more");

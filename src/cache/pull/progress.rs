@@ -24,6 +24,8 @@ pub(super) struct Progress {
     status: watch::Sender<PullStatus>,
     tally: Arc<Tally>,
     files_done: AtomicU64,
+    /// Files under way, the one begun first in front: it is the one that is told.
+    under_way: Mutex<Vec<String>>,
     /// The last retry that was announced, and the bytes there were then: more bytes mean that it is over.
     waiting: Mutex<Option<(String, u64)>>,
 }
@@ -35,6 +37,7 @@ impl Progress {
             status: watch::Sender::new(status),
             tally: Arc::default(),
             files_done: AtomicU64::new(0),
+            under_way: Mutex::default(),
             waiting: Mutex::new(None),
         }
     }
@@ -83,7 +86,20 @@ impl Progress {
     }
 
     pub(super) fn now_fetching(&self, file: &ListedFile) {
-        self.status.send_modify(|status| status.file = Some(file.path.to_string()));
+        self.under_way.lock().expect("no panic while the files are held").push(file.path.to_string());
+        self.tell_first_file();
+    }
+
+    /// It came, or it did not.
+    pub(super) fn no_longer_fetching(&self, file: &ListedFile) {
+        self.under_way.lock().expect("no panic while the files are held").retain(|path| *path != file.path.as_str());
+        self.tell_first_file();
+    }
+
+    fn tell_first_file(&self) {
+        self.status.send_modify(|status| {
+            status.file = self.under_way.lock().expect("no panic while the files are held").first().cloned();
+        });
     }
 
     pub(super) fn file_done(&self) {

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::raw_http::{Answer, Asked, Connection};
 use super::web_origin::sha256;
+
+/// Longest wait for a client: a bound against hanging, not a measurement.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Serves `/model/` with its listing.
 pub(crate) struct GatedOrigin {
@@ -56,9 +60,13 @@ impl GatedOrigin {
         GatedOrigin { port, files, gate }
     }
 
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// What to pull.
     pub(crate) fn reference(&self) -> String {
-        format!("http://127.0.0.1:{}/model/", self.port)
+        format!("http://{}/model/", self.host())
     }
 
     pub(crate) fn total_bytes(&self) -> u64 {
@@ -77,12 +85,20 @@ impl GatedOrigin {
 
     /// Waits until it holds back.
     pub(crate) async fn held(&self) {
-        self.gate.subscribe().wait_for(|gate| gate.sent == gate.allowed).await.expect("the sender is ours");
+        self.until(|gate| gate.sent == gate.allowed).await;
     }
 
     /// Waits until it has sent so many bytes in all.
     pub(crate) async fn has_sent(&self, bytes: u64) {
-        self.gate.subscribe().wait_for(|gate| gate.sent >= bytes).await.expect("the sender is ours");
+        self.until(|gate| gate.sent >= bytes).await;
+    }
+
+    async fn until(&self, reached: impl FnMut(&Gate) -> bool) {
+        let mut gate = self.gate.subscribe();
+        let waited = tokio::time::timeout(MAX_WAIT, gate.wait_for(reached)).await;
+        waited
+            .unwrap_or_else(|_| panic!("nobody asks any more: {:?}", self.gate.borrow()))
+            .expect("the sender is ours");
     }
 }
 

@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+
+/// Longest wait for a line: a bound against hanging, not a measurement.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// A home with a volume in it, and the environment its processes get.
 pub(crate) struct Home {
@@ -129,12 +133,18 @@ impl Running {
 
     /// Waits for the next line of standard error that contains `fragment`.
     pub(crate) async fn says(&mut self, fragment: &str) -> String {
-        loop {
-            match self.lines.recv().await {
-                Some(line) if line.contains(fragment) => return line,
-                Some(_) => {}
-                None => panic!("it ended and did not say {fragment}; it said:\n{}", self.said()),
+        let lines = &mut self.lines;
+        let found = async {
+            while let Some(line) = lines.recv().await {
+                if line.contains(fragment) {
+                    return Some(line);
+                }
             }
+            None
+        };
+        match tokio::time::timeout(MAX_WAIT, found).await {
+            Ok(Some(line)) => line,
+            _ => panic!("it did not say {fragment}; it said:\n{}", self.said()),
         }
     }
 
