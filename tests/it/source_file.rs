@@ -100,7 +100,7 @@ async fn a_fifo_is_refused_without_waiting_for_its_other_end() {
     let fifo = origin.model().join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     if !made.is_ok_and(|status| status.success()) {
-        println!("skipped: mkfifo is not there");
+        super::support::skip::skipped("mkfifo is not there");
         return;
     }
     let error = open(&origin, &origin.reference()).resolve().await.unwrap_err();

