@@ -190,6 +190,11 @@ impl Ledger {
         Hold { ledger: self.clone(), digests: Vec::new() }
     }
 
+    /// Blobs that neither a model nor a pull uses: what pulls that did not end well have left.
+    pub(super) fn unused_blobs(&self) -> Vec<Digest> {
+        self.facts().blobs.iter().filter(|(_, user)| user.users == 0).map(|(digest, _)| *digest).collect()
+    }
+
     /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked.
     pub(super) fn strike_if_unused(&self, digest: Digest) -> bool {
         let mut facts = self.facts();

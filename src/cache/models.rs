@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Cache, Error, now_ms, rfc3339};
-use crate::model::{Digest, Location, Manifest, ModelId, ModelRef, Record};
+use crate::model::{Digest, Location, ModelId, ModelRef, Record};
 use crate::wire::http::{ModelDetail, ModelFile, ModelInfo, Removed};
 
 impl Cache {
@@ -83,15 +83,17 @@ impl Cache {
             if !self.0.ledger.uses_manifest(record.manifest) {
                 self.0.volume.remove_manifest(record.manifest)?;
             }
-            removed.freed_bytes += self.remove_unused_blobs(&manifest)?;
+            removed.freed_bytes += self.remove_unused_blobs(manifest.files().iter().map(|f| f.digest))?;
             tracing::info!(model = %record.id(), reference = %record.reference, version = record.version, "removed");
         }
         Ok(removed)
     }
 
-    fn remove_unused_blobs(&self, manifest: &Manifest) -> Result<u64, Error> {
+    /// Removes those of the blobs that neither a model nor a pull uses; returns the bytes of the disk this gives back.
+    /// Blocking.
+    pub(super) fn remove_unused_blobs(&self, digests: impl IntoIterator<Item = Digest>) -> Result<u64, Error> {
         let _no_commits = self.0.commits.write().expect("no panic while a commit is under way");
-        let digests: BTreeSet<Digest> = manifest.files().iter().map(|f| f.digest).collect();
+        let digests: BTreeSet<Digest> = digests.into_iter().collect();
         let mut freed = 0;
         for digest in digests {
             if self.0.ledger.strike_if_unused(digest) {

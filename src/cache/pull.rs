@@ -115,6 +115,11 @@ impl Pulls {
 impl Cache {
     /// Joins the pull of this reference, or starts one. Needs a tokio runtime; returns at once.
     pub fn pull(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
+        self.pull_as(None, reference)
+    }
+
+    /// The same; a pull of a former process keeps its id, under which its intention is on the disk.
+    fn pull_as(&self, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
         self.hands()?;
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
         let text = reference.to_string();
@@ -129,7 +134,7 @@ impl Cache {
             return Err(Error::TooManyPulls { most: MAX_ACTIVE_PULLS });
         }
         pulls.started += 1;
-        let id = format!("{:012x}-{:04x}", now_ms(), pulls.started & 0xffff);
+        let id = id.unwrap_or_else(|| format!("{:012x}-{:04x}", now_ms(), pulls.started & 0xffff));
         let pull = Arc::new(Pull {
             progress: Progress::new(&id, &text),
             id,
@@ -172,8 +177,17 @@ impl Cache {
         };
         for pull in pending {
             tracing::info!(reference = %pull.reference, "resuming a pull of the former run");
-            if let Err(error) = self.pull(&pull.reference) {
-                tracing::warn!(reference = %pull.reference, %error, "a pull of the former run is not resumed");
+            match self.pull_as(Some(pull.id.clone()), &pull.reference) {
+                // Somebody asked for it before us: that pull has its own intention.
+                Ok(handle) if handle.id != pull.id => {
+                    if let Err(error) = self.0.volume.remove_pending_pull(&pull.id) {
+                        tracing::warn!(reference = %pull.reference, %error, "the next start will resume this pull again");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(reference = %pull.reference, %error, "a pull of the former run is not resumed");
+                }
             }
         }
     }
@@ -328,7 +342,7 @@ impl Cache {
         let mut digests = BTreeMap::new();
         // Files with the same claim are one fetch; the others wait for its digest.
         let mut missing: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
-        let known = self.known_digests(listing).await?;
+        let known = self.known_digests(pull, listing).await?;
         for (at, (file, known)) in listing.files().iter().zip(known).enumerate() {
             match known {
                 Some(digest) if self.0.ledger.hold_if_here(&mut hold, digest) => {
@@ -341,7 +355,7 @@ impl Cache {
             }
         }
         let want = missing.values().map(|files| listing.files()[files[0]].size).sum();
-        let reservation = Arc::new(Mutex::new((self.reserve(pull, want, listing.total_bytes())?, hold)));
+        let reservation = Arc::new(Mutex::new((self.reserve(pull, want, listing.total_bytes()).await?, hold)));
 
         let mut queue: Vec<Vec<usize>> = missing.into_values().collect();
         // Largest first, so that no large file is left alone at the end.
@@ -390,18 +404,10 @@ impl Cache {
         Ok((digests, hold))
     }
 
-    /// For each file of the listing the blob that is here, if the index knows one and the disk has it.
-    async fn known_digests(&self, listing: &Listing) -> Result<Vec<Option<Digest>>, Error> {
-        let wanted: Vec<_> = listing.files().iter().map(|file| (Claim::of(file), file.size)).collect();
-        self.blocking(move |cache| {
-            let index = &cache.hands()?.index;
-            let known = |(claim, size): &(Option<Claim>, u64)| {
-                let digest = index.digest_of(claim.as_ref()?)?;
-                matches!(cache.0.volume.blob_size(digest), Ok(Some(found)) if found == *size).then_some(digest)
-            };
-            Ok(wanted.iter().map(known).collect())
-        })
-        .await
+    /// For each file of the listing the blob that is here.
+    async fn known_digests(&self, pull: &Pull, listing: &Listing) -> Result<Vec<Option<Digest>>, Error> {
+        let keys: Vec<IngestKey> = listing.files().iter().map(|file| ingest_key(pull, file)).collect();
+        self.blocking(move |cache| keys.iter().map(|key| cache.local_digest(key)).collect()).await
     }
 
     async fn fetch_file(
@@ -424,12 +430,7 @@ impl Cache {
         let _file = self.0.budget.file().await;
         let mut mismatches = 0;
         loop {
-            let key = IngestKey {
-                claim: claim.clone(),
-                checksum: file.checksum,
-                size: file.size,
-                what: format!("{} ({})", file.path, pull.reference),
-            };
+            let key = ingest_key(pull, file);
             let begun = self.blocking(move |cache| Ok(cache.0.volume.begin(&key)?)).await?;
             let adopt = {
                 let books = books.clone();
@@ -537,9 +538,18 @@ impl Cache {
         Ok(record)
     }
 
-    fn reserve(&self, pull: &Pull, want: u64, model: u64) -> Result<Reservation, Error> {
+    async fn reserve(&self, pull: &Pull, want: u64, model: u64) -> Result<Reservation, Error> {
+        let mut answer = self.0.ledger.reserve(want, model, self.room()?);
+        if matches!(answer, Err(NoRoom::Now { .. })) {
+            // What failed and cancelled pulls have left goes before anybody is refused for it.
+            let freed = self.blocking(|cache| cache.remove_unused_blobs(cache.0.ledger.unused_blobs())).await?;
+            if freed > 0 {
+                tracing::info!(bytes = freed, "cleared away what pulls that did not end well have left");
+            }
+            answer = self.0.ledger.reserve(want, model, self.room()?);
+        }
         let reference = || pull.reference.to_string();
-        self.0.ledger.reserve(want, model, self.room()?).map_err(|refusal| match refusal {
+        answer.map_err(|refusal| match refusal {
             NoRoom::Never { quota } => Error::NeverFits { reference: reference(), size: Bytes(model), quota },
             NoRoom::Now { free, used, reserved, quota } => Error::NoRoom {
                 reference: reference(),
@@ -551,6 +561,16 @@ impl Cache {
                 volume: self.0.config.root.display().to_string(),
             },
         })
+    }
+
+    /// The blob that is these bytes, if a model or an earlier pull has brought it. Blocking.
+    fn local_digest(&self, key: &IngestKey) -> Result<Option<Digest>, Error> {
+        let Some(claim) = &key.claim else { return Ok(None) };
+        let is_whole = |digest| matches!(self.0.volume.blob_size(digest), Ok(Some(found)) if found == key.size);
+        match self.hands()?.index.digest_of(claim).filter(|digest| is_whole(*digest)) {
+            Some(digest) => Ok(Some(digest)),
+            None => Ok(self.0.volume.committed(key)?.map(|blob| blob.digest)),
+        }
     }
 
     fn turn(&self, claim: &Claim) -> Arc<tokio::sync::Mutex<()>> {
@@ -573,6 +593,15 @@ impl Cache {
     ) -> Result<T, Error> {
         let cache = self.clone();
         tokio::task::spawn_blocking(move || work(&cache)).await.expect("disk work does not panic")
+    }
+}
+
+fn ingest_key(pull: &Pull, file: &ListedFile) -> IngestKey {
+    IngestKey {
+        claim: Claim::of(file),
+        checksum: file.checksum,
+        size: file.size,
+        what: format!("{} ({})", file.path, pull.reference),
     }
 }
 

@@ -249,12 +249,8 @@ impl Volume {
             None => format!("{:032x}", fastrand::u128(..)),
         };
         let (part_path, log_path) = (self.layout.ingest_part(&id), self.layout.ingest_log(&id));
-        if let Some(digest) = done_in(&log_path, |header| header.is_of(key))?
-            && self.blob_size(digest)? == Some(key.size)
-        {
-            // We may have been killed between giving the blob its name and making the name durable.
-            self.disk.sync_dir(&self.layout.blob_dir(digest))?;
-            return Ok(Begun::Done(Blob { digest, size: key.size }));
+        if let Some(blob) = self.committed(key)? {
+            return Ok(Begun::Done(blob));
         }
         let part = self.lock_part(&part_path, key)?;
         let (prefix, log) = match verified_prefix(key, &part, &part_path, &log_path)? {
@@ -287,6 +283,20 @@ impl Volume {
             self.disk.preallocate(&ingest.part, &ingest.part_path, key.size)?;
         }
         Ok(Begun::Ingest(ingest))
+    }
+
+    /// The blob that an earlier ingest of the same has become, if it was committed and its notes are not forgotten.
+    /// Durable.
+    pub fn committed(&self, key: &IngestKey) -> Result<Option<Blob>, Error> {
+        let Some(claim) = &key.claim else { return Ok(None) };
+        let log = self.layout.ingest_log(&id_of(claim));
+        let Some(digest) = done_in(&log, |header| header.is_of(key))? else { return Ok(None) };
+        if self.blob_size(digest)? != Some(key.size) {
+            return Ok(None);
+        }
+        // We may have been killed between giving the blob its name and making the name durable.
+        self.disk.sync_dir(&self.layout.blob_dir(digest))?;
+        Ok(Some(Blob { digest, size: key.size }))
     }
 
     /// Opens and locks the part. Whoever held the lock before us may have renamed the file to a blob, which must never

@@ -5,6 +5,7 @@ mod cli;
 mod daemon;
 mod hostile;
 mod hub_protocol;
+mod pull;
 mod real;
 mod source_az;
 mod source_file;

@@ -16,12 +16,15 @@ use super::web_origin::sha256;
 
 /// The environment variable that runs one seed only.
 pub(crate) const SEED_VARIABLE: &str = "LARDER_SEED";
+/// The environment variable that says how many seeds to run.
+const SEEDS_VARIABLE: &str = "LARDER_SEEDS";
 
-/// The seeds `0..count`, or the one in [`SEED_VARIABLE`].
+/// The seeds `0..count`, as many as [`SEEDS_VARIABLE`] says, or the one in [`SEED_VARIABLE`].
 pub(crate) fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var(SEED_VARIABLE) {
-        Ok(seed) => vec![seed.parse().expect("LARDER_SEED is a number")],
-        Err(_) => (0..count).collect(),
+    let number = |name| Some(std::env::var(name).ok()?.parse::<u64>().expect("seeds are numbers"));
+    match number(SEED_VARIABLE) {
+        Some(seed) => vec![seed],
+        None => (0..number(SEEDS_VARIABLE).unwrap_or(count)).collect(),
     }
 }
 
@@ -291,7 +294,9 @@ impl HostileOrigin {
                 tokio::task::spawn_blocking(a_moment).await.unwrap();
                 let now = self.state.activity.load(Ordering::SeqCst);
                 // Small steps first, so that a moment's delay of the machine is no stall.
-                step = if now == seen { (step * 2).max(Duration::from_millis(500)) } else { Duration::ZERO };
+                // No larger than any wait, because work on the disk is also a moment in which nothing happens here.
+                let longer = (step * 2).clamp(Duration::from_millis(500), Duration::from_secs(60));
+                step = if now == seen { longer } else { Duration::ZERO };
                 seen = now;
                 tokio::time::advance(step).await;
             }

@@ -1,0 +1,223 @@
+//! A cache on a volume of its own, in this process. What must hold of every volume is checked when it goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::cache::{Cache, CacheConfig};
+use larder::fault::Code;
+use larder::model::{Bytes, Digest, ModelRef};
+use larder::source::{Environment, SourceConfig, Sources};
+use larder::telemetry::Metrics;
+use larder::wire::http::{Phase, PullStatus};
+use tempfile::TempDir;
+
+/// Long enough never to pass in a test, except on a clock that is turned.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The cache. Use what it is made with (`quota`, `memory`, …) before [`TestNode::start`].
+pub(crate) struct TestNode {
+    dir: TempDir,
+    config: CacheConfig,
+    environment: Environment,
+    cache: Option<Cache>,
+    leaves_parts: bool,
+}
+
+impl TestNode {
+    /// With no quota, 8 MiB of memory and 4 connections.
+    pub(crate) fn new() -> TestNode {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CacheConfig {
+            root: dir.path().join("volume"),
+            quota: None,
+            min_free: Bytes(0),
+            pull_memory: Bytes(8 << 20),
+            pull_connections: 4,
+            stall_timeout: TIMEOUT,
+            retry_attempts: 5,
+        };
+        TestNode { dir, config, environment: Environment::default(), cache: None, leaves_parts: false }
+    }
+
+    /// Most bytes models may use.
+    pub(crate) fn quota(mut self, bytes: u64) -> TestNode {
+        self.config.quota = Some(Bytes(bytes));
+        self
+    }
+
+    /// Memory for bytes in flight.
+    pub(crate) fn memory(mut self, bytes: u64) -> TestNode {
+        self.config.pull_memory = Bytes(bytes);
+        self
+    }
+
+    /// The Hub is here.
+    pub(crate) fn hub(mut self, endpoint: &str) -> TestNode {
+        self.environment = [("HF_ENDPOINT", endpoint), ("HOME", "/nonexistent")].into_iter().collect();
+        self
+    }
+
+    /// Takes the volume. Also after [`TestNode::stop`], on the same one.
+    pub(crate) async fn start(mut self) -> TestNode {
+        self.start_again().await;
+        self
+    }
+
+    async fn start_again(&mut self) {
+        let (config, environment) = (self.config.clone(), self.environment.clone());
+        let start = move || {
+            let config_of_sources = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
+            let sources = Sources::new(config_of_sources, environment).unwrap();
+            Cache::start(config, sources, Arc::new(Metrics::new())).unwrap()
+        };
+        self.cache = Some(tokio::task::spawn_blocking(start).await.unwrap());
+    }
+
+    /// Drains, does `meanwhile` to the volume, and starts again.
+    pub(crate) async fn restart(&mut self, meanwhile: impl FnOnce(&Path)) {
+        self.cache().drain(TIMEOUT).await;
+        drop(self.cache.take());
+        meanwhile(&self.config.root);
+        self.start_again().await;
+    }
+
+    /// The cache.
+    pub(crate) fn cache(&self) -> &Cache {
+        self.cache.as_ref().expect("it was started")
+    }
+
+    /// The volume's directory.
+    pub(crate) fn volume(&self) -> &Path {
+        &self.config.root
+    }
+
+    /// The directory the volume is in; nothing else is.
+    pub(crate) fn beside_volume(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Pulls, whatever comes of it.
+    pub(crate) async fn pull(&self, reference: &str) -> PullStatus {
+        self.pull_ref(&self::reference(reference)).await
+    }
+
+    /// The same.
+    pub(crate) async fn pull_ref(&self, reference: &ModelRef) -> PullStatus {
+        self.cache().pull(reference).unwrap().finished().await
+    }
+
+    /// Pulls what must become ready; the directory.
+    pub(crate) async fn ready(&self, reference: &str) -> PathBuf {
+        self.ready_ref(&self::reference(reference)).await
+    }
+
+    /// The same.
+    pub(crate) async fn ready_ref(&self, reference: &ModelRef) -> PathBuf {
+        let status = self.pull_ref(reference).await;
+        assert_eq!(status.phase, Phase::Ready, "{status:#?}");
+        PathBuf::from(status.path.expect("a model that is ready has a directory"))
+    }
+
+    /// Pulls what must fail with this code and say what to do; what it says.
+    pub(crate) async fn refused(&self, reference: &ModelRef, code: Code) -> String {
+        let status = self.pull_ref(reference).await;
+        let error = status.error.unwrap_or_else(|| panic!("{reference} became {:?}", status.phase));
+        assert_eq!((status.phase, error.code.as_str()), (Phase::Failed, code.text()), "{}", error.detail);
+        assert!(!error.action.is_empty(), "{}", error.detail);
+        error.detail
+    }
+
+    /// Names of the blobs, with their sizes.
+    pub(crate) fn blobs(&self) -> BTreeMap<String, u64> {
+        let files = files_below(&self.config.root.join("blobs")).into_iter();
+        files.map(|path| (name_of(&path), fs::metadata(&path).unwrap().len())).collect()
+    }
+
+    /// The test has pulls that did not end ready, so bytes may wait for the next attempt.
+    pub(crate) fn leaves_parts(mut self) -> TestNode {
+        self.leaves_parts = true;
+        self
+    }
+
+    /// What must hold of every volume on which nothing is under way.
+    pub(crate) fn check(&self) {
+        let root = &self.config.root;
+        let gauges = self.cache().gauges();
+        assert_eq!(gauges.pulls_active, 0, "a pull is still under way");
+        assert_eq!(gauges.reserved_bytes, 0, "a promise of bytes was not given back");
+        assert!(!gauges.volume_read_only);
+        assert_eq!(gauges.blob_bytes, self.blobs().values().sum::<u64>(), "the books differ from the disk");
+
+        let mut blobs = BTreeSet::new();
+        for path in files_below(&root.join("blobs")) {
+            let bytes = fs::read(&path).unwrap();
+            assert_eq!(Digest::of(&bytes).to_hex().to_string(), name_of(&path), "a blob is not what its name says");
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!(metadata.mode() & 0o777, 0o444, "{}", path.display());
+            blobs.insert(metadata.ino());
+        }
+        for path in files_below(&root.join("public")) {
+            let is_hub_ref =
+                path.strip_prefix(root.join("public/hub")).is_ok_and(|p| p.iter().nth(1) == Some("refs".as_ref()));
+            let inode = fs::symlink_metadata(&path).unwrap().ino();
+            assert!(is_hub_ref || blobs.contains(&inode), "{} is no blob", path.display());
+        }
+        for path in files_below(&root.join("ingests")) {
+            let name = name_of(&path);
+            assert!(self.leaves_parts || name.ends_with(".log"), "{name} was left behind");
+            assert!(name.ends_with(".part") || name.ends_with(".log"), "{name} was left behind");
+        }
+        assert_eq!(files_below(&root.join("pulls")), [] as [PathBuf; 0], "a pull that ended would be resumed");
+        for model in self.cache().models() {
+            let detail = self.cache().model(&model.id).unwrap();
+            for file in detail.manifest_files {
+                let subdir = reference(&model.reference);
+                let subdir = subdir.subdir().map_or("", |dir| dir.as_str());
+                let inside = file.path.strip_prefix(subdir).unwrap().trim_start_matches('/');
+                let bytes = fs::read(Path::new(&model.path).join(inside)).unwrap();
+                assert_eq!(Digest::of(&bytes).to_string(), file.digest, "{} of {}", file.path, model.reference);
+            }
+        }
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        // A test that failed has said why.
+        if !std::thread::panicking() && self.cache.is_some() {
+            self.check();
+        }
+    }
+}
+
+/// A reference that can be read.
+pub(crate) fn reference(text: &str) -> ModelRef {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+/// A reference to some files of a model.
+pub(crate) fn selection(text: &str, include: &[&str]) -> ModelRef {
+    let include: Vec<String> = include.iter().map(|pattern| (*pattern).to_owned()).collect();
+    ModelRef::parse_with(text, &include, &[]).unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+/// Every file below a directory, sorted.
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut files, mut left) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
+            let path = entry.unwrap().path();
+            if fs::symlink_metadata(&path).unwrap().is_dir() { left.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
