@@ -5,6 +5,7 @@
 //! exactly the range, or an error. [`retry`] resumes broken streams at the byte where they broke.
 
 mod file;
+mod gate;
 mod hf;
 pub mod http;
 mod object;
@@ -22,7 +23,7 @@ use futures::Stream;
 use crate::fault::{Code, Diagnose};
 use crate::model::{ListedFile, Listing, ListingError, Location, ModelRef};
 
-pub use http::HostGate;
+pub use gate::{HostGate, MAX_RETRY_AFTER};
 pub use retry::{Attempt, OnWait, RetryPolicy};
 
 /// The bytes of one range, in order, and nothing but them: the stream ends after the last byte or with an error.
@@ -208,7 +209,7 @@ pub enum Error {
         what: String,
         /// Who limits.
         host: String,
-        /// When it may be asked again, if it said; bounded by [`http::MAX_RETRY_AFTER`].
+        /// When it may be asked again, if it said; bounded by [`MAX_RETRY_AFTER`].
         retry_after: Option<Duration>,
     },
     /// It could not be reached.

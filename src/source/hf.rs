@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use url::Url;
 
-use super::http::{Client, Credential, Follow, Missing, Request, Response, authority, quoted};
+use super::gate::authority;
+use super::http::{Client, Credential, Follow, Missing, Request, Response, quoted};
 use super::*;
 use crate::model::{Checksum, ListingBuilder, RelPath};
 
@@ -195,7 +196,7 @@ impl Hub {
                 return Err(self.refused(self.what(), refusal).await);
             }
             Ok(Err(HFError::RateLimited { retry_after: Some(wait), .. })) => {
-                let wait = wait.min(http::MAX_RETRY_AFTER);
+                let wait = wait.min(MAX_RETRY_AFTER);
                 self.http.gate().note(&host, wait);
                 return Err(Error::RateLimited { what: self.what(), host, retry_after: Some(wait) });
             }

@@ -1,28 +1,27 @@
 //! Our own HTTP requests: redirects, ranges and answers are checked here, for every source that speaks HTTP itself.
 //!
 //! A [`Client`] follows redirects itself, because a credential must not travel to another origin, not even on the way
-//! back. [`Client::open_range`] gives exactly the bytes of a range or an error. [`HostGate`] holds back every request
+//! back. [`Client::open_range`] gives exactly the bytes of a range or an error. The [`HostGate`] holds back every request
 //! to a host that has said when it may be asked again.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+mod range;
+mod redirect;
 
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use std::sync::Arc;
+
+use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
-use url::{Host, Url};
+use url::Url;
 
+use super::gate::{asked_to_wait, authority};
 use super::*;
+use redirect::{redirect_target, without_sensitive};
 
-/// Longest wait a source may ask for: a longer Retry-After counts as this.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// Most redirects that one request follows.
-pub const MAX_REDIRECTS: usize = 10;
-/// Longest Location that is followed, in bytes: signed URLs have 2 to 4 KiB.
-pub const MAX_LOCATION_BYTES: usize = 16 * 1024;
-/// Most hosts the [`HostGate`] remembers; more than any pull talks to.
-const MAX_GATED_HOSTS: usize = 1024;
+pub use range::Body;
+pub(super) use redirect::permitted;
+pub use redirect::{MAX_LOCATION_BYTES, MAX_REDIRECTS};
+
 /// How much of an error body is read to quote it, in bytes.
 const MAX_QUOTED_BODY_BYTES: usize = 4096;
 /// How much of a source's words an error quotes, in characters.
@@ -133,36 +132,10 @@ pub struct Response {
     stall_timeout: Duration,
 }
 
-/// An open range.
-pub struct Body {
-    /// Exactly the bytes of the range, or an error.
-    pub bytes: ByteStream,
-    /// The mark of the file they are from, as [`Response::mark`] gives it.
-    pub mark: Option<String>,
-}
-
-impl std::fmt::Debug for Body {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Body").field("mark", &self.mark).finish_non_exhaustive()
-    }
-}
-
 impl Client {
     /// Sets up the connections. Proxies come from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, a private CA from SSL_CERT_FILE.
     pub fn new(config: &SourceConfig) -> Result<Client, Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            // Many sockets carry more than one multiplexed one.
-            .http1_only()
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            .connect_timeout(config.connect_timeout)
-            .tcp_nodelay(true)
+        let http = builder(config.connect_timeout)
             .pool_idle_timeout(Duration::from_secs(60))
             .build()
             .map_err(|e| Error::Misconfigured { what: "https://".into(), detail: deepest(&e) })?;
@@ -245,101 +218,6 @@ impl Client {
             }
         }
         Err(Error::Redirect { what, host: authority(&at), why: "there are more than 10 redirects" })
-    }
-
-    /// Opens `range` of a file of `size` bytes. `range` is not empty and lies within the file; `request.range` is
-    /// overwritten.
-    ///
-    /// `pin` is what [`Response::mark`] gave before: the server is asked for exactly that version, and an answer that is
-    /// of another one, or does not say which, is an error. Anything else (a weak ETag) is ignored.
-    pub async fn open_range(
-        &self,
-        mut request: Request,
-        size: u64,
-        range: Range<u64>,
-        pin: Option<&str>,
-    ) -> Result<Body, Error> {
-        let pin = pin.and_then(Pin::read);
-        if let Some(pin) = &pin
-            && let Ok(value) = HeaderValue::from_str(pin.text)
-        {
-            request.headers.insert(pin.condition.clone(), value);
-        }
-        request.range = Some(range.clone());
-        let what = request.what.clone();
-        let response = self.send(request).await?;
-        let began = || pin.as_ref().map_or_else(|| format!("{size} bytes"), |pin| pin.text.to_owned());
-        let changed = |now: String| Error::Changed { what: what.clone(), began: began(), now };
-        let protocol = |detail: String| Error::Protocol { what: what.clone(), detail };
-        let content_range = response.header(header::CONTENT_RANGE).map(ContentRange::parse);
-        match response.status().as_u16() {
-            412 => return Err(changed(response.mark().unwrap_or_else(|| "another version".into()))),
-            416 => {
-                let now = match content_range {
-                    Some(Some(ContentRange { total: Some(total), .. })) => format!("{total} bytes"),
-                    _ => "shorter".into(),
-                };
-                return Err(changed(now));
-            }
-            200 | 206 => {}
-            _ => {
-                let status = response.status();
-                return Err(match response.accept().await {
-                    Ok(_) => protocol(format!("the server answered {} to a range", status.as_u16())),
-                    Err(e) => e,
-                });
-            }
-        }
-        if let Some(pin) = &pin {
-            match response.header(&pin.validator) {
-                Some(now) if now == pin.text => {}
-                Some(now) => return Err(changed(quoted(now))),
-                None => return Err(protocol(format!("the answer has no {}, though the file has one", pin.validator))),
-            }
-        }
-        if let Some(coding) = response.header(header::CONTENT_ENCODING).filter(|c| !c.eq_ignore_ascii_case("identity"))
-        {
-            return Err(protocol(format!("the body is encoded as {}, which was not asked for", quoted(coding))));
-        }
-        let expected = range.end - range.start;
-        let length = response.content_length();
-        if response.status() == StatusCode::OK {
-            if range != (0..size) {
-                return Err(protocol("the server ignored the range and sent the whole file".into()));
-            }
-            if let Some(length) = length.filter(|length| *length != size) {
-                return Err(match &pin {
-                    Some(_) => protocol(format!("the answer has {length} bytes, the file {size}")),
-                    None => changed(format!("{length} bytes")),
-                });
-            }
-        } else {
-            let kind = response.header(header::CONTENT_TYPE).unwrap_or_default();
-            if kind.to_ascii_lowercase().starts_with("multipart/") {
-                return Err(protocol("the answer is a multipart body, which was not asked for".into()));
-            }
-            match content_range {
-                None => return Err(protocol("the answer to a range has no Content-Range".into())),
-                Some(Some(ContentRange { span: Some(span), total: Some(total) })) if span == range => {
-                    if total != size {
-                        return Err(match &pin {
-                            Some(_) => protocol(format!("the range is of {total} bytes, the file has {size}")),
-                            None => changed(format!("{total} bytes")),
-                        });
-                    }
-                }
-                Some(_) => {
-                    let shown = quoted(response.header(header::CONTENT_RANGE).unwrap_or_default());
-                    let asked = format!("{}-{}/{size}", range.start, range.end - 1);
-                    return Err(protocol(format!("the answer is range {shown}, asked for was {asked}")));
-                }
-            }
-            if let Some(length) = length.filter(|length| *length != expected) {
-                return Err(protocol(format!("the answer has {length} bytes, the range {expected}")));
-            }
-        }
-        let mark = response.mark();
-        Ok(Body { bytes: exactly(response.inner, what, expected), mark })
     }
 }
 
@@ -469,61 +347,6 @@ impl Response {
     }
 }
 
-/// Holds back requests to a host until the time it named. Shared by all sources, so that sixteen parallel ranges do not
-/// ask sixteen times.
-#[derive(Default)]
-pub struct HostGate {
-    not_before: Mutex<HashMap<String, Instant>>,
-}
-
-impl HostGate {
-    /// Nobody asks `host` (with its port, if it is not the scheme's) for `wait`, at most [`MAX_RETRY_AFTER`].
-    pub fn note(&self, host: &str, wait: Duration) {
-        if wait.is_zero() {
-            return;
-        }
-        let now = Instant::now();
-        let until = now + wait.min(MAX_RETRY_AFTER);
-        let mut hosts = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.len() >= MAX_GATED_HOSTS {
-            hosts.retain(|_, until| *until > now);
-        }
-        if let Some(known) = hosts.get_mut(host) {
-            *known = until.max(*known);
-        } else if hosts.len() < MAX_GATED_HOSTS {
-            hosts.insert(host.to_owned(), until);
-        }
-    }
-
-    /// Waits until `host` may be asked; at most [`MAX_RETRY_AFTER`], however often it is noted meanwhile.
-    pub async fn wait(&self, host: &str) {
-        let latest = Instant::now() + MAX_RETRY_AFTER;
-        loop {
-            let until = {
-                let mut hosts = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-                match hosts.get(host) {
-                    Some(until) if *until > Instant::now() && Instant::now() < latest => (*until).min(latest),
-                    Some(_) => {
-                        hosts.remove(host);
-                        return;
-                    }
-                    None => return,
-                }
-            };
-            tokio::time::sleep_until(until).await;
-        }
-    }
-}
-
-/// `host` or `host:port`, as errors and the gate name it.
-pub fn authority(url: &Url) -> String {
-    match (url.host_str(), url.port()) {
-        (Some(host), Some(port)) => format!("{host}:{port}"),
-        (Some(host), None) => host.to_owned(),
-        (None, _) => String::new(),
-    }
-}
-
 /// A source's words, escaped and shortened.
 pub(super) fn quoted(words: &str) -> String {
     let short: String = words.chars().take(MAX_QUOTED_CHARS).collect();
@@ -535,210 +358,23 @@ fn is_strong(etag: &str) -> bool {
     (3..=256).contains(&etag.len()) && etag.starts_with('"') && etag.ends_with('"')
 }
 
-fn without_sensitive(headers: HeaderMap) -> HeaderMap {
-    let always = [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE];
-    let public = headers.iter().filter(|(name, value)| !value.is_sensitive() && !always.contains(*name));
-    public.map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-fn redirect_target(began_at: &Url, at: &Url, location: &HeaderValue, what: &str) -> Result<Url, Error> {
-    let refuse = |why| Err(Error::Redirect { what: what.to_owned(), host: authority(at), why });
-    if location.len() > MAX_LOCATION_BYTES {
-        return refuse("the Location is longer than 16 KiB");
-    }
-    match location.to_str() {
-        Ok(location) => permitted(began_at, at, location, what),
-        Err(_) => refuse("the Location is not a URL"),
-    }
-}
-
-/// Where the text of a server at `at` leads, if it may lead there: not from https to http, and not to this machine or
-/// a metadata service unless the user asked for one to begin with.
-pub(super) fn permitted(began_at: &Url, at: &Url, text: &str, what: &str) -> Result<Url, Error> {
-    let refuse = |host: String, why| Err(Error::Redirect { what: what.to_owned(), host, why });
-    let Ok(mut target) = at.join(text) else {
-        return refuse(authority(at), "the address is not a URL");
-    };
-    target.set_fragment(None);
-    let host = authority(&target);
-    if !matches!(target.scheme(), "http" | "https") || target.host().is_none() {
-        return refuse(host, "it is not an HTTP address");
-    }
-    if !target.username().is_empty() || target.password().is_some() {
-        return refuse(host, "it has a user name in it");
-    }
-    if at.scheme() == "https" && target.scheme() == "http" {
-        return refuse(host, "it leads from https to http");
-    }
-    for place in [Place::LinkLocal, Place::Loopback] {
-        if place.has(&target) && !place.has(began_at) {
-            return refuse(host, place.why());
-        }
-    }
-    Ok(target)
-}
-
-/// Places that a server out there must not make us ask for it.
-#[derive(Clone, Copy)]
-enum Place {
-    /// Link-local addresses and the clouds' metadata services.
-    LinkLocal,
-    /// This machine.
-    Loopback,
-}
-
-impl Place {
-    fn why(self) -> &'static str {
-        match self {
-            Place::LinkLocal => "it leads to a link-local or metadata address",
-            Place::Loopback => "it leads to this machine",
-        }
-    }
-
-    fn has(self, url: &Url) -> bool {
-        match url.host() {
-            None => false,
-            Some(Host::Ipv4(ip)) => self.has_v4(ip),
-            Some(Host::Ipv6(ip)) => self.has_v6(ip),
-            Some(Host::Domain(name)) => {
-                let name = name.trim_end_matches('.').to_ascii_lowercase();
-                match self {
-                    Place::LinkLocal => name == "metadata.google.internal" || name == "metadata",
-                    Place::Loopback => name == "localhost" || name.ends_with(".localhost"),
-                }
-            }
-        }
-    }
-
-    fn has_v4(self, ip: Ipv4Addr) -> bool {
-        match self {
-            // The last two are Alibaba's and Azure's.
-            Place::LinkLocal => ip.is_link_local() || [[100, 100, 100, 200], [168, 63, 129, 16]].contains(&ip.octets()),
-            Place::Loopback => ip.is_loopback() || ip.is_unspecified(),
-        }
-    }
-
-    fn has_v6(self, ip: Ipv6Addr) -> bool {
-        // ::ffff:a.b.c.d, ::a.b.c.d and 64:ff9b::a.b.c.d reach an IPv4 address.
-        let segments = ip.segments();
-        let embedded = match segments {
-            [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some((high, low)),
-            _ => None,
-        };
-        let v4 = embedded.map(|(high, low)| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
-        let itself = match self {
-            Place::LinkLocal => ip.is_unicast_link_local() || segments == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254],
-            Place::Loopback => IpAddr::V6(ip).is_loopback() || ip.is_unspecified(),
-        };
-        itself || v4.is_some_and(|v4| self.has_v4(v4))
-    }
-}
-
-/// How long the answer asks to wait, at most [`MAX_RETRY_AFTER`]: Retry-After of a refusal, or what is left of a window
-/// whose requests are used up.
-pub(super) fn asked_to_wait(headers: &HeaderMap, status: StatusCode) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let refused = matches!(status.as_u16(), 429 | 503);
-    let retry_after = text("retry-after").filter(|_| refused).and_then(|value| retry_after(value, SystemTime::now()));
-    let window = text("ratelimit").and_then(used_up_window);
-    let older = match (text("ratelimit-remaining").map(str::trim), text("ratelimit-reset")) {
-        (Some("0"), Some(reset)) => seconds(reset),
-        _ => None,
-    };
-    retry_after.or(window).or(older)
-}
-
-/// Retry-After: seconds or a date, from servers that may write anything.
-fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    seconds(value).or_else(|| {
-        let at = httpdate::parse_http_date(value.trim()).ok()?;
-        Some(at.duration_since(now).unwrap_or_default().min(MAX_RETRY_AFTER))
-    })
-}
-
-fn seconds(value: &str) -> Option<Duration> {
-    let seconds: f64 = value.trim().parse().ok().filter(|s: &f64| !s.is_nan())?;
-    Some(Duration::from_secs_f64(seconds.clamp(0.0, MAX_RETRY_AFTER.as_secs_f64())))
-}
-
-/// `RateLimit: "name";r=0;t=55`, a list of them, or the older `limit=100, remaining=0, reset=55`: the longest wait of
-/// those that have nothing remaining.
-fn used_up_window(value: &str) -> Option<Duration> {
-    let parameters = |item: &str| -> HashMap<String, String> {
-        item.split(';').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim().into(), v.trim().into())).collect()
-    };
-    let older = parameters(&value.replace(',', ";"));
-    if older.get("remaining").is_some_and(|r| r == "0") {
-        return older.get("reset").and_then(|reset| seconds(reset));
-    }
-    let used_up = value.split(',').map(parameters).filter(|p| p.get("r").is_some_and(|r| r == "0"));
-    used_up.filter_map(|p| p.get("t").and_then(|t| seconds(t))).max()
-}
-
-/// A mark of a file, and the headers it stands in.
-struct Pin<'a> {
-    text: &'a str,
-    condition: HeaderName,
-    validator: HeaderName,
-}
-
-impl Pin<'_> {
-    fn read(text: &str) -> Option<Pin<'_>> {
-        if is_strong(text) {
-            return Some(Pin { text, condition: header::IF_MATCH, validator: header::ETAG });
-        }
-        httpdate::parse_http_date(text).ok()?;
-        Some(Pin { text, condition: header::IF_UNMODIFIED_SINCE, validator: header::LAST_MODIFIED })
-    }
-}
-
-/// `Content-Range: bytes 0-9/100`, `bytes */100` or `bytes 0-9/*`.
-struct ContentRange {
-    span: Option<Range<u64>>,
-    total: Option<u64>,
-}
-
-impl ContentRange {
-    fn parse(value: &str) -> Option<ContentRange> {
-        let (span, total) = value.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
-        let number = |text: &str| text.trim().parse::<u64>().ok();
-        let span = match span.trim() {
-            "*" => None,
-            span => {
-                let (first, last) = span.split_once('-')?;
-                Some(number(first)?..number(last)?.checked_add(1)?)
-            }
-        };
-        Some(ContentRange { span, total: number(total) })
-    }
-}
-
-/// Counts a body: `expected` bytes, or an error, and never a byte more.
-fn exactly(response: reqwest::Response, what: String, expected: u64) -> ByteStream {
-    let start = Some((response, 0u64));
-    Box::pin(futures::stream::unfold(start, move |state| {
-        let what = what.clone();
-        async move {
-            let (mut response, got) = state.filter(|(_, got)| *got < expected)?;
-            let chunk = match response.chunk().await {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) | Err(_) => return Some((Err(Error::Truncated { what, expected, got }), None)),
-            };
-            let got = got + chunk.len() as u64;
-            if got > expected {
-                return Some((Err(Error::Overlong { what, expected }), None));
-            }
-            // The last piece is given only when the body ends there, so that a body that is too long fails whole. A
-            // connection that breaks now, breaks after the last byte.
-            if got == expected
-                && let Ok(Some(more)) = response.chunk().await
-                && !more.is_empty()
-            {
-                return Some((Err(Error::Overlong { what, expected }), None));
-            }
-            Some((Ok(chunk), Some((response, got))))
-        }
-    }))
+/// What holds for every connection to a source of bytes, our own and those of `object_store`: one request is one answer,
+/// as it was sent.
+pub(super) fn builder(connect_timeout: Duration) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+        // Followed unseen, a redirect would carry credentials to a host that nobody checked.
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        // Many sockets carry more than one multiplexed one.
+        .http1_only()
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate()
+        .connect_timeout(connect_timeout)
+        .tcp_nodelay(true)
 }
 
 fn unreachable(what: &str, host: &str, error: reqwest::Error) -> Error {
@@ -782,144 +418,17 @@ pub(super) fn deepest(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    use futures::TryStreamExt;
+    use std::sync::Mutex;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    fn url(text: &str) -> Url {
+    pub(super) fn url(text: &str) -> Url {
         text.parse().unwrap()
     }
 
-    #[test]
-    fn retry_after_is_understood_in_every_form_and_clamped() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let date = |offset: u64| httpdate::fmt_http_date(now + Duration::from_secs(offset));
-        let past = httpdate::fmt_http_date(now - Duration::from_secs(60));
-        for (text, seconds) in [
-            ("0", Some(0)),
-            ("120", Some(120)),
-            (" 7 ", Some(7)),
-            ("-5", Some(0)),
-            ("1e12", Some(600)),
-            ("99999999999999999999999", Some(600)),
-            ("inf", Some(600)),
-            (&date(90), Some(90)),
-            (&date(1_000_000), Some(600)),
-            (&past, Some(0)),
-            ("NaN", None),
-            ("soon", None),
-            ("", None),
-        ] {
-            assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_window_that_is_used_up_is_waited_for() {
-        for (text, seconds) in [
-            (r#""default";r=0;t=55"#, Some(55)),
-            (r#""api";r=4;t=55"#, None),
-            (r#""a";r=0;t=5, "b";r=0;t=9, "c";r=1;t=99"#, Some(9)),
-            ("limit=10, remaining=0, reset=12", Some(12)),
-            ("limit=10, remaining=3, reset=12", None),
-            (r#""a";r=0;t=1e99"#, Some(600)),
-            (r#""a";r=0"#, None),
-            (";;==,,", None),
-        ] {
-            assert_eq!(used_up_window(text), seconds.map(Duration::from_secs), "{text:?}");
-        }
-        let headers = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
-            pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
-        };
-        let older = headers(&[("ratelimit-remaining", "0"), ("ratelimit-reset", "3")]);
-        assert_eq!(asked_to_wait(&older, StatusCode::OK), Some(Duration::from_secs(3)));
-        let page = headers(&[("retry-after", "3")]);
-        assert_eq!(asked_to_wait(&page, StatusCode::OK), None, "Retry-After of an answer that is no refusal");
-        assert_eq!(asked_to_wait(&page, StatusCode::SERVICE_UNAVAILABLE), Some(Duration::from_secs(3)));
-    }
-
-    #[test]
-    fn redirects_lead_only_to_permitted_places() {
-        let from = url("https://hub.example/model");
-        for bad in [
-            "http://hub.example/model",
-            "https://user@cdn.example/x",
-            "https://user:secret@cdn.example/x",
-            "https://169.254.169.254/latest",
-            "https://0xa9fea9fe/",
-            "https://2852039166/",
-            "https://0251.0376.0251.0376/",
-            "https://[::ffff:169.254.169.254]/",
-            "https://[64:ff9b::a9fe:a9fe]/",
-            "https://[fe80::1]/",
-            "https://[fd00:ec2::254]/",
-            "https://metadata.google.internal./",
-            "https://100.100.100.200/",
-            "https://127.0.0.1/",
-            "https://localhost/",
-            "https://0.0.0.0/",
-            "https://[::1]/",
-            "https://[::ffff:127.0.0.1]/",
-            "ftp://hub.example/",
-            "file:///etc/passwd",
-            "javascript:alert(1)",
-            "https://",
-        ] {
-            let refused = permitted(&from, &from, bad, "x").expect_err(bad);
-            assert!(matches!(refused, Error::Redirect { .. }), "{refused}");
-            assert!(!refused.to_string().contains("secret"), "{refused}");
-        }
-        for good in ["/other", "model2", "https://cdn.example:8443/x?sig=1", "//cdn.example/x", "https://10.0.0.7/x"] {
-            permitted(&from, &from, good, "x").unwrap();
-        }
-        let (local, metadata) = (url("http://127.0.0.1:8080/"), url("http://169.254.169.254/"));
-        permitted(&local, &local, "http://localhost:9090/", "x").unwrap();
-        permitted(&metadata, &metadata, "/latest", "x").unwrap();
-        assert!(permitted(&local, &local, "http://169.254.169.254/", "x").is_err());
-    }
-
-    #[test]
-    fn content_ranges_are_read_strictly() {
-        let read = |text| ContentRange::parse(text).map(|range| (range.span, range.total));
-        assert_eq!(read("bytes 0-9/100"), Some((Some(0..10), Some(100))));
-        assert_eq!(read("bytes */100"), Some((None, Some(100))));
-        assert_eq!(read("bytes 5-9/*"), Some((Some(5..10), None)));
-        for bad in ["", "bytes", "bytes 1/2", "bytes a-b/3", "bytes 0-18446744073709551615/3", "items 0-9/100"] {
-            assert_eq!(read(bad), None, "{bad:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_gate_holds_a_host_back_until_its_time_and_no_other_host() {
-        let gate = HostGate::default();
-        let began = Instant::now();
-        gate.note("busy.example", Duration::from_secs(40));
-        gate.note("busy.example", Duration::from_secs(10));
-        gate.wait("idle.example").await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        gate.wait("busy.example").await;
-        assert_eq!(began.elapsed().as_secs(), 40, "the later time counts");
-        gate.wait("busy.example").await;
-        assert_eq!(began.elapsed().as_secs(), 40);
-
-        gate.note("busy.example", Duration::from_secs(1_000_000));
-        gate.wait("busy.example").await;
-        assert_eq!(began.elapsed().as_secs(), 40 + 600, "no host holds us longer than the longest wait");
-    }
-
-    #[test]
-    fn the_gate_remembers_only_so_many_hosts() {
-        let gate = HostGate::default();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let _entered = runtime.enter();
-        for i in 0..5000 {
-            gate.note(&format!("{i}.example"), Duration::from_secs(60));
-        }
-        assert_eq!(gate.not_before.lock().unwrap().len(), MAX_GATED_HOSTS);
-    }
-
     /// Answers each request with what `answer` makes of its head; gives every head back.
-    async fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
+    pub(super) async fn server(answer: impl Fn(&str) -> String + Send + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let heads = Arc::new(Mutex::new(Vec::new()));
@@ -938,66 +447,21 @@ mod tests {
         (port, heads)
     }
 
-    fn answer(status: u16, headers: &str, body: &str) -> String {
+    pub(super) fn answer(status: u16, headers: &str, body: &str) -> String {
         format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
     }
 
-    fn client() -> Client {
+    pub(super) fn client() -> Client {
         Client::new(&SourceConfig::default()).unwrap()
     }
 
-    fn secret_request(port: u16) -> Request {
+    pub(super) fn secret_request(port: u16) -> Request {
         let mut request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "hf://org/name");
         let mut private = HeaderValue::from_static("canary");
         private.set_sensitive(true);
         request.headers.insert("x-private", private);
         request.headers.insert("x-public", HeaderValue::from_static("for all"));
         Request { credential: Credential::bearer("canary", "HF_TOKEN"), ..request }
-    }
-
-    #[tokio::test]
-    async fn a_credential_goes_to_its_origin_only_and_does_not_come_back() {
-        // a/ -> a/again -> b/ -> a/back -> 200
-        let back = Arc::new(Mutex::new(String::new()));
-        let to = back.clone();
-        let (b, b_heads) = server(move |_| answer(302, &format!("Location: {}\r\n", to.lock().unwrap()), "")).await;
-        let (a, a_heads) = server(move |head| match head.split(' ').nth(1).unwrap() {
-            "/" => answer(307, "Location: /again\r\n", ""),
-            "/again" => answer(302, &format!("Location: http://127.0.0.1:{b}/\r\n"), ""),
-            _ => answer(200, "", "done"),
-        })
-        .await;
-        *back.lock().unwrap() = format!("http://127.0.0.1:{a}/back");
-
-        let response = client().send(secret_request(a)).await.unwrap();
-        assert_eq!(response.url().path(), "/back");
-        assert_eq!(response.bytes(100).await.unwrap(), b"done");
-        let (a_heads, b_heads) = (a_heads.lock().unwrap().clone(), b_heads.lock().unwrap().clone());
-        let secret: Vec<_> = a_heads.iter().map(|head| head.matches("canary").count()).collect();
-        assert_eq!(secret, [2, 2, 0], "sent to its origin, and not again after another one: {a_heads:?}");
-        assert!(!b_heads[0].contains("canary") && b_heads[0].contains("for all"), "{b_heads:?}");
-    }
-
-    #[tokio::test]
-    async fn a_redirect_off_the_origin_can_be_read_and_not_followed() {
-        let (port, heads) = server(|head| match head.split(' ').nth(1).unwrap() {
-            "/" => answer(307, "Location: /moved\r\n", ""),
-            _ => answer(302, "X-Linked-Size: 7\r\nLocation: http://127.0.0.2:1/signed?sig=1\r\n", ""),
-        })
-        .await;
-        let request = Request { follow: Follow::SameOrigin, ..secret_request(port) };
-        let response = client().send(request).await.unwrap();
-        assert_eq!(response.header("x-linked-size"), Some("7"));
-        assert_eq!(response.redirect().unwrap().as_str(), "http://127.0.0.2:1/signed?sig=1");
-        assert_eq!(heads.lock().unwrap().len(), 2, "the one on the origin is followed");
-    }
-
-    #[tokio::test]
-    async fn eleven_redirects_are_too_many() {
-        let (port, heads) = server(|_| answer(302, "Location: /\r\n", "")).await;
-        let error = client().send(secret_request(port)).await.err().unwrap();
-        assert!(matches!(error, Error::Redirect { .. }), "{error}");
-        assert_eq!(heads.lock().unwrap().len(), MAX_REDIRECTS + 1);
     }
 
     #[tokio::test]
@@ -1036,90 +500,6 @@ mod tests {
         futures::future::try_join_all(requests).await.unwrap();
         assert!(began.elapsed() >= Duration::from_secs(90), "{:?}", began.elapsed());
         assert_eq!(heads.lock().unwrap().len(), 17);
-    }
-
-    /// What becomes of a range 2..5 of `abcdefgh`, if the server answers this.
-    async fn range_from(answer: String, pin: Option<&str>) -> Result<Vec<u8>, Error> {
-        let (port, _) = server(move |_| answer.clone()).await;
-        let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
-        let body = client().open_range(request, 8, 2..5, pin).await?;
-        body.bytes.try_fold(Vec::new(), async |all, chunk| Ok([all, chunk.to_vec()].concat())).await
-    }
-
-    #[tokio::test]
-    async fn a_range_is_exactly_the_range_or_an_error() {
-        let pin = Some("\"v1\"");
-        let right = "ETag: \"v1\"\r\nContent-Range: bytes 2-4/8\r\n";
-        assert_eq!(range_from(answer(206, right, "cde"), pin).await.unwrap(), b"cde");
-        assert_eq!(range_from(answer(206, right, "cde"), Some("W/\"weak\"")).await.unwrap(), b"cde", "no pin");
-
-        let changed = [
-            answer(206, "ETag: \"v2\"\r\nContent-Range: bytes 2-4/8\r\n", "cde"),
-            answer(200, "ETag: \"v2\"\r\n", "abcdefgh"),
-            answer(412, "", ""),
-            answer(416, "Content-Range: bytes */1\r\n", ""),
-        ];
-        for answer in changed {
-            let error = range_from(answer.clone(), pin).await.unwrap_err();
-            assert!(matches!(error, Error::Changed { .. }), "{answer:?}: {error}");
-        }
-        let error = range_from(answer(206, "Content-Range: bytes 2-4/9\r\n", "cde"), None).await.unwrap_err();
-        assert!(matches!(error, Error::Changed { .. }), "{error}");
-
-        let confused = [
-            answer(200, "ETag: \"v1\"\r\n", "abcdefgh"),
-            answer(206, "ETag: \"v1\"\r\nContent-Range: bytes 1-3/8\r\n", "cde"),
-            answer(206, "ETag: \"v1\"\r\nContent-Range: bytes 2-4/9\r\n", "cde"),
-            answer(206, "ETag: \"v1\"\r\nContent-Range: bytes 2-4/*\r\n", "cde"),
-            answer(206, "ETag: \"v1\"\r\n", "cde"),
-            answer(206, "Content-Range: bytes 2-4/8\r\n", "cde"),
-            answer(206, right, "cd"),
-            answer(206, right, "cdef"),
-            answer(206, &format!("{right}Content-Encoding: gzip\r\n"), "cde"),
-            answer(206, &format!("{right}Content-Type: multipart/byteranges; boundary=b\r\n"), "cde"),
-            answer(204, "", ""),
-            answer(304, "", ""),
-        ];
-        for answer in confused {
-            let error = range_from(answer.clone(), pin).await.unwrap_err();
-            assert!(matches!(error, Error::Protocol { .. }), "{answer:?}: {error}");
-        }
-
-        let chunked = |body: &str| format!("HTTP/1.1 206 X\r\n{right}Transfer-Encoding: chunked\r\n\r\n{body}");
-        assert_eq!(range_from(chunked("3\r\ncde\r\n0\r\n\r\n"), pin).await.unwrap(), b"cde");
-        let error = range_from(chunked("2\r\ncd\r\n0\r\n\r\n"), pin).await.unwrap_err();
-        assert_eq!(error, Error::Truncated { what: "x".into(), expected: 3, got: 2 });
-        for longer in ["4\r\ncdef\r\n0\r\n\r\n", "3\r\ncde\r\n1\r\nf\r\n0\r\n\r\n"] {
-            let error = range_from(chunked(longer), pin).await.unwrap_err();
-            assert_eq!(error, Error::Overlong { what: "x".into(), expected: 3 });
-        }
-    }
-
-    #[tokio::test]
-    async fn a_whole_file_may_come_without_a_range() {
-        let (port, _) = server(|_| answer(200, "ETag: \"v1\"\r\n", "abcdefgh")).await;
-        let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
-        let body = client().open_range(request.clone(), 8, 0..8, Some("\"v1\"")).await.unwrap();
-        assert_eq!(body.bytes.try_collect::<Vec<_>>().await.unwrap().concat(), b"abcdefgh");
-        let error = client().open_range(request, 9, 0..9, None).await.unwrap_err();
-        assert!(matches!(error, Error::Changed { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_date_pins_where_there_is_no_etag() {
-        let old = "Sun, 06 Nov 1994 08:49:37 GMT";
-        let head = |modified: &str| format!("Last-Modified: {modified}\r\nContent-Range: bytes 2-4/8\r\n");
-        assert_eq!(range_from(answer(206, &head(old), "cde"), Some(old)).await.unwrap(), b"cde");
-        let newer = head("Sun, 06 Nov 1994 08:49:38 GMT");
-        let error = range_from(answer(206, &newer, "cde"), Some(old)).await.unwrap_err();
-        assert!(matches!(error, Error::Changed { .. }), "{error}");
-
-        for (date, mark) in [("Sun, 06 Nov 1994 08:50:37 GMT", Some(old)), ("Sun, 06 Nov 1994 08:50:00 GMT", None)] {
-            let (port, _) =
-                server(move |_| answer(200, &format!("Date: {date}\r\nLast-Modified: {old}\r\n"), "")).await;
-            let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
-            assert_eq!(client().send(request).await.unwrap().mark().as_deref(), mark, "answered {date}");
-        }
     }
 
     fn step(error: &Error) -> Option<Step> {

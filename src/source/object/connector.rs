@@ -113,22 +113,9 @@ impl HttpConnector for Connector {
             .and_then(|text| humantime::parse_duration(&text).ok())
             .map_or(self.connect_timeout, |near| near.min(self.connect_timeout));
         let allow_http = options.get_config_value(&ClientConfigKey::AllowHttp).as_deref() == Some("true");
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            // A redirect would carry the session token, and signs nothing that the other host could check.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            // Many sockets carry more than one multiplexed one.
-            .http1_only()
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
+        let mut builder = http::builder(connect_timeout)
             .https_only(!allow_http)
-            .connect_timeout(connect_timeout)
             .read_timeout(self.stall_timeout)
-            .tcp_nodelay(true)
             .tls_certs_merge(self.certificates.iter().cloned())
             .no_proxy();
         for proxy in &self.proxies {
@@ -190,7 +177,7 @@ impl HttpService for Requests {
             }
         };
         let status = response.status();
-        let retry_after = http::asked_to_wait(response.headers(), status);
+        let retry_after = gate::asked_to_wait(response.headers(), status);
         if let Some(wait) = retry_after {
             self.gate.note(&host, wait);
         }
@@ -220,7 +207,7 @@ impl Refusal {
         let (parts, body) = response.into_parts();
         let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).and_then(word);
         let location = parts.headers.get(LOCATION).and_then(|v| v.to_str().ok()).and_then(|location| {
-            url::Url::parse(location).ok().map(|url| http::authority(&url)).filter(|host| !host.is_empty())
+            url::Url::parse(location).ok().map(|url| gate::authority(&url)).filter(|host| !host.is_empty())
         });
         let mut text = Vec::new();
         let mut chunks = body.bytes_stream();

@@ -115,7 +115,7 @@ impl Shared<'_> {
         Place {
             store: Arc::new(store),
             endpoint: endpoint.text(),
-            host: http::authority(&endpoint.url),
+            host: gate::authority(&endpoint.url),
             advice,
             found_in,
             was_given_credential: self.was_given_credential.clone(),
@@ -240,7 +240,7 @@ fn s3(shared: &Shared<'_>) -> Result<Place, String> {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ];
     let found_in = shared.first(&found_in).filter(|_| !anonymous).map(|(name, _)| format!("`{name}`"));
-    let connector = shared.connector(&http::authority(&endpoint.url), &["AWS_CA_BUNDLE", "SSL_CERT_FILE"])?;
+    let connector = shared.connector(&gate::authority(&endpoint.url), &["AWS_CA_BUNDLE", "SSL_CERT_FILE"])?;
     let store = builder
         .with_bucket_name(bucket)
         .with_virtual_hosted_style_request(virtual_hosted)
@@ -293,7 +293,7 @@ fn gs(shared: &Shared<'_>) -> Result<Place, String> {
             .map(|home| format!("{home}/.config/gcloud/application_default_credentials.json"))
             .filter(|file| std::path::Path::new(file).exists());
     }
-    let connector = shared.connector(&http::authority(&endpoint.url), &["SSL_CERT_FILE"])?;
+    let connector = shared.connector(&gate::authority(&endpoint.url), &["SSL_CERT_FILE"])?;
     let store = builder
         .with_bucket_name(shared.bucket)
         .with_base_url(endpoint.text().as_str())
@@ -379,7 +379,7 @@ fn az(shared: &Shared<'_>) -> Result<Place, String> {
     } else if found_in.as_deref() == Some("`AZURE_FEDERATED_TOKEN_FILE`") {
         shared.check_files(&["AZURE_FEDERATED_TOKEN_FILE"])?;
     }
-    let connector = shared.connector(&http::authority(&endpoint.url), &["SSL_CERT_FILE"])?;
+    let connector = shared.connector(&gate::authority(&endpoint.url), &["SSL_CERT_FILE"])?;
     let store = builder
         .with_account(account)
         .with_container_name(shared.bucket)
