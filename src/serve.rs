@@ -28,10 +28,25 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::Cache;
 use crate::fault::{Code, Diagnose};
+use crate::telemetry::Metrics;
 
 pub use health::{Latch, ReadyLatches};
-pub use http::{Door, openapi, router};
+pub use http::{openapi, router};
+
+/// What the routes need. Cheap to clone.
+#[derive(Clone)]
+pub struct Door {
+    /// The verbs.
+    pub cache: Cache,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What readiness waits for.
+    pub latches: ReadyLatches,
+    /// Ends streams of events; the same token that [`listen`] is given.
+    pub shutdown: CancellationToken,
+}
 
 /// Most connections of one listener. More wait in the kernel's queue, so a flood costs no memory of ours.
 pub const MAX_CONNECTIONS: usize = 1024;

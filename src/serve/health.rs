@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::http::Door;
+use super::Door;
 use super::problem::Refused;
 use super::request::blocking;
 use crate::telemetry::metrics;

@@ -1,32 +1,14 @@
 //! All routes on one page.
 
-use std::sync::Arc;
-
 use axum::{Json, Router};
-use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa::openapi::{ContentBuilder, Ref, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::PROBLEM_JSON;
-use super::{ReadyLatches, health, models, pulls, request};
-use crate::cache::Cache;
-use crate::telemetry::Metrics;
+use super::{Door, health, models, pulls, request};
 use crate::wire::http::ProblemBody;
-
-/// What the routes need. Cheap to clone.
-#[derive(Clone)]
-pub struct Door {
-    /// The verbs.
-    pub cache: Cache,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// What readiness waits for.
-    pub latches: ReadyLatches,
-    /// Ends streams of events; the same token that [`super::listen`] is given.
-    pub shutdown: CancellationToken,
-}
 
 #[derive(OpenApi)]
 #[openapi(

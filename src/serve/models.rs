@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::Uri;
 use serde::Deserialize;
 
-use super::http::Door;
+use super::Door;
 use super::problem::Refused;
 use super::request::{Body, Name, blocking, query};
 use crate::model::ModelRef;

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 
-use super::http::Door;
+use super::Door;
 use super::problem::Refused;
 use super::request::{Body, Name};
 use crate::model::ModelRef;

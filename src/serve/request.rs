@@ -16,8 +16,8 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::Door;
 use super::Via;
-use super::http::Door;
 use super::problem::Refused;
 use crate::fault::{Code, Problem};
 use crate::telemetry::Metrics;
