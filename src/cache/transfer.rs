@@ -21,7 +21,8 @@ use crate::store::{Blob, Ingest};
 /// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
 /// writer's passes (BLAKE3, the checksum, the write) go over it.
 const PIECE_BYTES: usize = 1 << 20;
-/// Largest range: what is fetched again at most, per open file, after a crash.
+/// Largest range. What a crash loses of a file is its ranges in memory, so all pulls together lose the budget at most, and
+/// what the notes of their ingests do not vouch for yet.
 const MAX_RANGE_BYTES: u64 = 16 << 20;
 /// Files that are written at the same time, all pulls together. Each has a thread for its writer: with more files than
 /// threads, ranges would hold memory for writers that cannot run.
