@@ -225,9 +225,9 @@ impl Cache {
                 pull = pull.id, reference = %pull.reference, version = done.record.version, bytes = done.record.total_bytes,
                 fetched, seconds, "pull ready"
             ),
-            Err(Error::Cancelled | Error::Paused { .. }) => tracing::info!(
-                pull = pull.id, reference = %pull.reference, fetched, seconds,
-                resumed = matches!(result, Err(Error::Paused { .. })), "pull stopped; its bytes stay"
+            Err(error @ (Error::Cancelled | Error::Paused { .. })) => tracing::info!(
+                pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds,
+                "pull stopped; its bytes stay"
             ),
             Err(error) => tracing::warn!(
                 pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds, "pull ended: {error}"
