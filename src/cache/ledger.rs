@@ -21,6 +21,8 @@ struct Facts {
     /// The part of `reserved_bytes` the file system has already given.
     written_bytes: u64,
     last_sequence: u64,
+    /// A record or a manifest cannot be read: what it names is not in these books.
+    incomplete: bool,
 }
 
 struct BlobUse {
@@ -100,7 +102,10 @@ impl Ledger {
         let mut facts = self.facts();
         let id = record.id();
         facts.last_sequence = facts.last_sequence.max(record.sequence);
-        if facts.models.insert(id, Arc::new(record.clone())).is_none() {
+        // Other content under the same id is counted too. What it replaces keeps its count, and so its bytes, until the
+        // next start: too much is kept rather than too little.
+        let replaced = facts.models.insert(id, Arc::new(record.clone()));
+        if replaced.is_none_or(|replaced| replaced.manifest != record.manifest) {
             for file in manifest.files() {
                 facts.blobs.entry(file.digest).or_insert(BlobUse { size: file.size, users: 0 }).users += 1;
             }
@@ -190,9 +195,17 @@ impl Ledger {
         Hold { ledger: self.clone(), digests: Vec::new() }
     }
 
-    /// Blobs that neither a model nor a pull uses: what pulls that did not end well have left.
+    /// Start-up: there is a record or a manifest that cannot be read, so nobody knows what it names.
+    pub(super) fn lacks_a_name(&self) {
+        self.facts().incomplete = true;
+    }
+
+    /// Blobs that neither a model nor a pull uses: what pulls that did not end well have left. None if that cannot be
+    /// known.
     pub(super) fn unused_blobs(&self) -> Vec<Digest> {
-        self.facts().blobs.iter().filter(|(_, user)| user.users == 0).map(|(digest, _)| *digest).collect()
+        let facts = self.facts();
+        let unused = facts.blobs.iter().filter(|(_, user)| user.users == 0 && !facts.incomplete);
+        unused.map(|(digest, _)| *digest).collect()
     }
 
     /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked.
@@ -296,6 +309,7 @@ impl Drop for Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ManifestFile;
 
     fn room(quota: Option<u64>, free_bytes: u64) -> Room {
         Room { quota: quota.map(Bytes), free_bytes }
@@ -342,6 +356,35 @@ mod tests {
         drop(reservation);
         assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 60, reserved_bytes: 0 });
         assert_eq!(ledger.facts().written_bytes, 0);
+    }
+
+    #[test]
+    fn only_what_surely_nobody_uses_is_unused() {
+        let ledger = Ledger::default();
+        let [a, b, c] = ["a", "b", "c"].map(|name| blob(name, 5));
+        for blob in [a, b, c] {
+            ledger.found_blob(blob);
+        }
+        let path = RelPath::new("weights").unwrap();
+        let manifest =
+            |blob: Blob| Manifest::new(vec![ManifestFile { path: path.clone(), digest: blob.digest, size: blob.size }]);
+        let record = |manifest: &Manifest| Record {
+            reference: "hf://org/name".parse().unwrap(),
+            version: "v1".into(),
+            manifest: manifest.digest(),
+            snapshot: path.clone(),
+            confirmed_at_ms: 0,
+            sequence: 1,
+            total_bytes: 5,
+            total_files: 1,
+            claims: Vec::new(),
+        };
+        ledger.name(record(&manifest(a)), &manifest(a));
+        // A damaged model was fetched again, and the source gave other bytes under the same version.
+        ledger.name(record(&manifest(b)), &manifest(b));
+        assert_eq!(ledger.unused_blobs(), [c.digest]);
+        ledger.lacks_a_name();
+        assert_eq!(ledger.unused_blobs(), []);
     }
 
     #[test]

@@ -41,6 +41,9 @@ impl Cache {
             tracing::warn!(%error, "a record cannot be read; nothing is cleared away until it is gone");
         }
         let cache = Cache::over(config, volume, Some(Hands { index, sources }), metrics);
+        if !unreadable.is_empty() {
+            cache.0.ledger.lacks_a_name();
+        }
         cache.learn(records)?;
         cache.mend_snapshots();
         cache.mend_hub_refs();
@@ -81,7 +84,10 @@ impl Cache {
         for record in records {
             match self.0.volume.read_manifest(record.manifest) {
                 Ok(manifest) => self.0.ledger.name(record, &manifest),
-                Err(error) => tracing::warn!(%error, model = %record.id(), "a model is not served: pull it again"),
+                Err(error) => {
+                    self.0.ledger.lacks_a_name();
+                    tracing::warn!(%error, model = %record.id(), "a model is not served: pull it again");
+                }
             }
         }
         Ok(())
