@@ -17,7 +17,7 @@ use super::transfer::Transfer;
 use super::{Cache, Error, now_ms};
 use crate::fault::{Diagnose, Problem};
 use crate::model::{Bytes, Claim, Digest, ListedFile, Listing, Location, Manifest, ManifestFile, ModelRef, Record};
-use crate::source::{self, RetryPolicy, Source};
+use crate::source::{self, Attempt, RetryPolicy, Source};
 use crate::store::{self, Begun, Blob, IngestKey, PendingPull, snapshot_path};
 use crate::telemetry::metrics::PullOutcome;
 use crate::wire::http::PullStatus;
@@ -428,7 +428,7 @@ impl Cache {
             None => None,
         };
         let _file = self.0.budget.file().await;
-        let mut mismatches = 0;
+        let (mut mismatches, mut failures) = (0, 0);
         loop {
             let key = ingest_key(pull, file);
             let begun = self.blocking(move |cache| Ok(cache.0.volume.begin(&key)?)).await?;
@@ -458,6 +458,16 @@ impl Cache {
                 Err(Error::Store(error @ store::Error::Checksum { .. })) if mismatches < MAX_MISMATCHES => {
                     mismatches += 1;
                     tracing::warn!(pull = pull.id, %error, "the bytes differ from their checksum; fetching them once more");
+                }
+                Err(Error::Source(error)) if claim.is_none() => {
+                    failures += 1;
+                    let wait = transfer.policy.pause(&error, failures).filter(|_| failures < transfer.policy.attempts);
+                    let Some(wait) = wait else { return Err(Error::Source(error)) };
+                    (transfer.on_wait)(&Attempt { number: failures, error, wait });
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = transfer.cancelled.cancelled() => return Err(Error::Cancelled),
+                    }
                 }
                 other => return other,
             }

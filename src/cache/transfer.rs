@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use crate::model::ListedFile;
+use crate::model::{Claim, ListedFile};
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
 
@@ -64,21 +64,40 @@ impl Budget {
         *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
     }
 
-    fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Piece {
+    fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, share: Option<Arc<OwnedSemaphorePermit>>) -> Piece {
         let reused = self.buffers.lock().expect("no panic while the buffers are held").pop();
-        Piece {
-            bytes: reused.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES)),
-            budget: self.clone(),
-            _permit: permit,
-        }
+        let bytes = reused.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES));
+        Piece { bytes, budget: self.clone(), _permit: permit, _share: share }
     }
 }
 
-/// Some bytes on their way, and the share of the budget they use.
+/// Some bytes on their way, and the part of the budget they use.
 struct Piece {
     bytes: Vec<u8>,
     budget: Arc<Budget>,
     _permit: OwnedSemaphorePermit,
+    _share: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// The pieces that a range may fill.
+enum Share {
+    /// Enough for all its bytes: each piece takes its permit along.
+    All(OwnedSemaphorePermit),
+    /// Fewer: one must have been written before the next is filled. Given back when the last piece is written.
+    Lent { pieces: Arc<Semaphore>, share: Arc<OwnedSemaphorePermit> },
+}
+
+impl Share {
+    async fn piece(&mut self, budget: &Arc<Budget>) -> Piece {
+        let (permit, share) = match self {
+            Share::All(permits) => (permits.split(1).expect("a range's bytes fit in the pieces it took"), None),
+            Share::Lent { pieces, share } => {
+                let permit = pieces.clone().acquire_owned().await.expect("the share is never closed");
+                (permit, Some(share.clone()))
+            }
+        };
+        budget.piece(permit, share)
+    }
 }
 
 impl Drop for Piece {
@@ -101,6 +120,12 @@ fn plan_ranges(start: u64, size: u64, range_bytes: u64) -> impl Iterator<Item = 
         at = end;
         Some(range)
     })
+}
+
+/// Whether two answers about the file can be told to be of the same bytes. If not, all of it must come in one answer:
+/// its ranges, or its two halves around a break, could be of two versions.
+fn is_marked(file: &ListedFile) -> bool {
+    Claim::of(file).is_some()
 }
 
 /// What a pull counts while it runs.
@@ -128,7 +153,9 @@ pub(super) struct Transfer {
 impl Transfer {
     /// Fetches what the ingest lacks and commits it; `adopt` runs before a removal can see the new blob.
     ///
-    /// When it ends without a blob (an error, or cancelled) the bytes so far are kept for the next attempt.
+    /// When it ends without a blob (an error, or cancelled) the bytes so far are kept for the next attempt, if the file
+    /// has a claim by which that attempt can recognise them. A file without one is not resumed here either: it comes in one
+    /// answer, and the caller begins again.
     pub(super) async fn run(
         &self,
         file: &ListedFile,
@@ -142,10 +169,11 @@ impl Transfer {
         let mut writer =
             tokio::task::spawn_blocking(move || write_in_order(ingest, size, ranges_out, &tally, &commits, adopt));
 
+        let (marked, budget) = (is_marked(file), &self.budget);
         let mut readers = JoinSet::new();
-        for range in plan_ranges(start, file.size, self.budget.range_bytes) {
+        for range in plan_ranges(start, file.size, if marked { budget.range_bytes } else { u64::MAX }) {
             while readers.try_join_next().is_some() {}
-            let pieces = (range.end - range.start).div_ceil(PIECE_BYTES as u64);
+            let pieces = (range.end - range.start).min(budget.range_bytes).div_ceil(PIECE_BYTES as u64);
             let pieces = u32::try_from(pieces).expect("a range is at most 16 MiB");
             let permits = tokio::select! {
                 permits = self.budget.pieces.clone().acquire_many_owned(pieces) => permits,
@@ -158,7 +186,11 @@ impl Transfer {
             if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
                 break;
             }
-            readers.spawn(self.clone().read_range(file.clone(), range, permits, pieces_in));
+            let share = match marked {
+                true => Share::All(permits),
+                false => Share::Lent { pieces: Arc::new(Semaphore::new(pieces as usize)), share: Arc::new(permits) },
+            };
+            readers.spawn(self.clone().read_range(file.clone(), range, share, pieces_in));
         }
         drop(ranges_in);
         tokio::select! {
@@ -174,11 +206,15 @@ impl Transfer {
         self,
         file: ListedFile,
         range: Range<u64>,
-        mut permits: OwnedSemaphorePermit,
+        mut share: Share,
         pieces: mpsc::UnboundedSender<Result<Piece, source::Error>>,
     ) {
         let connection = self.budget.connections.clone().acquire_owned().await.expect("the budget is never closed");
-        let mut stream = self.policy.fetch(self.source, file, range, self.on_wait);
+        let policy = match share {
+            Share::All(_) => self.policy,
+            Share::Lent { .. } => RetryPolicy { attempts: 1, ..self.policy },
+        };
+        let mut stream = policy.fetch(self.source, file, range, self.on_wait);
         let mut piece: Option<Piece> = None;
         while let Some(chunk) = stream.next().await {
             let mut chunk = match chunk {
@@ -193,9 +229,10 @@ impl Transfer {
             };
             self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             while !chunk.is_empty() {
-                let current = piece.get_or_insert_with(|| {
-                    self.budget.piece(permits.split(1).expect("a range's bytes fit in the pieces it took"))
-                });
+                if piece.is_none() {
+                    piece = Some(share.piece(&self.budget).await);
+                }
+                let Some(current) = &mut piece else { break };
                 let take = chunk.len().min(PIECE_BYTES - current.bytes.len());
                 current.bytes.extend_from_slice(&chunk.split_to(take));
                 if current.bytes.len() == PIECE_BYTES

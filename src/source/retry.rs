@@ -124,7 +124,7 @@ impl RetryPolicy {
     }
 
     /// How long to wait after so many failures in a row; `None` if asking again is useless.
-    fn pause(&self, error: &Error, failures: u32) -> Option<Duration> {
+    pub fn pause(&self, error: &Error, failures: u32) -> Option<Duration> {
         let doubled = self.first_wait.saturating_mul(1 << (failures - 1).min(20));
         // A random part of it, so that those who failed together do not come back together.
         let backoff = doubled.min(self.max_wait).mul_f64(fastrand::f64());

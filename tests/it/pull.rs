@@ -236,6 +236,21 @@ async fn a_file_that_changes_in_the_middle_never_becomes_a_mixture() {
     }
 }
 
+/// Two answers about such a file could be of two versions, and nobody would know: so there is one answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_nothing_marks_comes_in_one_answer_and_never_becomes_a_mixture() {
+    let (old, new) = (noise(14, 6 * MIB), noise(15, 6 * MIB));
+    let (origin, model) = origin_of(&[("config.json", b"{}"), ("weights", &old)]).await;
+    origin.mark("m", Marks::Nothing);
+    origin.change_after(3 * MIB, "m", "weights", &new);
+    let node = TestNode::new().memory(2 * MIB).start().await;
+    let weights = node.ready(&model).await.join("weights");
+    let found = std::fs::read(&weights).unwrap();
+    assert!(found == old || found == new, "the file is a mixture of two versions");
+    // Nothing says that it is still the same, so it is fetched again, and is the new one.
+    assert_is(&node.ready(&model).await.join("weights"), &new);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_differ_from_their_checksum_get_one_more_try_and_no_name() {
     let right = noise(14, 2 * MIB);

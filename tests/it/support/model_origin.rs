@@ -69,6 +69,8 @@ pub(crate) enum Marks {
     Etags,
     /// A checksum in the listing.
     OnlyChecksums,
+    /// Nothing but the size.
+    Nothing,
 }
 
 impl ModelOrigin {
@@ -253,7 +255,7 @@ impl Inner {
         } else {
             let bytes = found.lies.get(path).or_else(|| found.files.get(path))?;
             let mut answer = Answer::file(asked, bytes, &format!("\"{}\"", Digest::of(&found.files[path]).short()));
-            if found.marks == Marks::OnlyChecksums {
+            if matches!(found.marks, Marks::OnlyChecksums | Marks::Nothing) {
                 answer.headers.retain(|(name, _)| name != "ETag");
             }
             answer
@@ -266,7 +268,7 @@ impl Model {
     fn listing(&self) -> String {
         let files = self.files.iter().map(|(path, bytes)| {
             let mut entry = serde_json::json!({"path": path, "size": bytes.len()});
-            if self.marks != Marks::Etags {
+            if matches!(self.marks, Marks::Checksums | Marks::OnlyChecksums) {
                 entry["sha256"] = sha256(bytes).into();
             }
             entry
