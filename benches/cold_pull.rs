@@ -142,7 +142,7 @@ async fn pull(origin: &str, root: &Path) -> Duration {
         stall_timeout: Duration::from_secs(30),
         retry_attempts: 0,
     };
-    let sources = Sources::new(SourceConfig::default(), Environment::default()).expect("no environment is needed");
+    let sources = Sources::new(SourceConfig::default(), Environment::default());
     let cache = Cache::start(config, sources, Arc::new(Metrics::new())).expect("an empty directory becomes a volume");
     let reference = origin.parse().expect("a reference");
     let began = Instant::now();

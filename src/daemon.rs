@@ -28,7 +28,7 @@ const REPORT: &str = "report this with the log";
 pub async fn build_cache(config: &Config) -> Result<(Cache, Arc<Metrics>), Problem> {
     let metrics = Arc::new(Metrics::new());
     let settings = SourceConfig { stall_timeout: config.pull.stall_timeout, ..SourceConfig::default() };
-    let sources = Sources::new(settings, Environment::of_process()).map_err(|e| Problem::of(&e))?;
+    let sources = Sources::new(settings, Environment::of_process());
     let (cache_config, counted) = (config.cache(), metrics.clone());
     let cache = blocking(move || Cache::start(cache_config, sources, counted)).await??;
     Ok((cache, metrics))

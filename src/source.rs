@@ -14,6 +14,7 @@ mod web;
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -56,7 +57,8 @@ impl Default for SourceConfig {
 
 /// Makes the [`Source`] of a reference. Holds the connections that sources share.
 pub struct Sources {
-    http: http::Client,
+    /// Made when first needed: to load the certificates takes longer than to list the models.
+    http: OnceLock<http::Client>,
     config: SourceConfig,
     environment: Environment,
 }
@@ -94,22 +96,32 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
 }
 
 impl Sources {
-    /// Prepares the shared connections. Fails only if the TLS stack cannot be set up.
-    pub fn new(config: SourceConfig, environment: Environment) -> Result<Sources, Error> {
-        let http = http::Client::new(&config)?;
-        Ok(Sources { http, config, environment })
+    /// Nothing is connected yet.
+    pub fn new(config: SourceConfig, environment: Environment) -> Sources {
+        Sources { http: OnceLock::new(), config, environment }
     }
 
-    /// The source of a reference.
+    /// The source of a reference. Fails if the TLS stack cannot be set up, or if the environment is unusable.
     pub fn open(&self, reference: &ModelRef) -> Result<Box<dyn Source>, Error> {
         Ok(match reference.location() {
-            Location::Hub { .. } => Box::new(hf::Hub::new(reference, &self.http, &self.environment)?),
+            Location::Hub { .. } => Box::new(hf::Hub::new(reference, self.http()?, &self.environment)?),
             Location::Bucket { .. } => {
-                Box::new(object::Bucket::new(reference, &self.config, self.http.gate(), &self.environment)?)
+                Box::new(object::Bucket::new(reference, &self.config, self.http()?.gate(), &self.environment)?)
             }
-            Location::Web { .. } => Box::new(web::Web::new(reference, &self.http)),
+            Location::Web { .. } => Box::new(web::Web::new(reference, self.http()?)),
             Location::Directory { .. } => Box::new(file::Directory::new(reference)),
         })
+    }
+
+    fn http(&self) -> Result<&http::Client, Error> {
+        match self.http.get() {
+            Some(client) => Ok(client),
+            None => {
+                let client = http::Client::new(&self.config)?;
+                // Who was faster made the one that all share.
+                Ok(self.http.get_or_init(|| client))
+            }
+        }
     }
 }
 
@@ -382,7 +394,9 @@ impl Diagnose for Error {
             Error::LicenceNotAccepted { url, .. } => {
                 format!("ask for access at {url} with that account, then pull again")
             }
-            Error::RepoNotFound { .. } => "check the spelling, and that the credential may see it".into(),
+            Error::RepoNotFound { .. } => {
+                "check the spelling, and that we may see it from here, with the credentials we have".into()
+            }
             Error::RevisionNotFound { known, .. } if !known.is_empty() => format!("it has {}", known.join(", ")),
             Error::RevisionNotFound { .. } => "check the spelling of the branch, tag or commit".into(),
             Error::FileNotFound { .. } => "pull again; if it stays away, ask the owner of the source".into(),

@@ -45,7 +45,7 @@ impl Node {
         let metrics = Arc::new(Metrics::new());
         let counted = metrics.clone();
         let started = move || {
-            let sources = Sources::new(SourceConfig::default(), Environment::default()).unwrap();
+            let sources = Sources::new(SourceConfig::default(), Environment::default());
             Cache::start(config, sources, counted).unwrap()
         };
         let cache = tokio::task::spawn_blocking(started).await.unwrap();

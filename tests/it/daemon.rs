@@ -155,7 +155,7 @@ async fn mistakes_are_told(home: &Home) {
             &["pull", &missing],
             66,
             format!("cannot find `{nothing}`: `{host}` answered 404"),
-            "check the spelling, and that the credential may see it",
+            "check the spelling, and that we may see it from here, with the credentials we have",
             "repo-not-found",
         ),
         (

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn sources() -> Sources {
     let config = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
-    Sources::new(config, Environment::default()).unwrap()
+    Sources::new(config, Environment::default())
 }
 
 /// Every file of the listing, each fetched in ranges as a pull does. A file that its checksum refuses is left out.

@@ -55,7 +55,7 @@ impl Origin for Az {
 }
 
 fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment).unwrap();
+    let sources = Sources::new(SourceConfig::default(), environment);
     Ok(sources.open(&reference.parse().unwrap())?.into())
 }
 

@@ -56,7 +56,7 @@ impl Origin for Gs {
 }
 
 fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment).unwrap();
+    let sources = Sources::new(SourceConfig::default(), environment);
     Ok(sources.open(&reference.parse().unwrap())?.into())
 }
 

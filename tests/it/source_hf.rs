@@ -34,7 +34,7 @@ fn environment(hub: &TestHub, more: Variables<'_>) -> Environment {
 }
 
 fn open(hub: &TestHub, reference: &str, more: Variables<'_>) -> Arc<dyn Source> {
-    let sources = Sources::new(SourceConfig::default(), environment(hub, more)).unwrap();
+    let sources = Sources::new(SourceConfig::default(), environment(hub, more));
     sources.open(&reference.parse::<ModelRef>().unwrap()).unwrap_or_else(|e| panic!("{reference}: {e}")).into()
 }
 
@@ -308,7 +308,7 @@ async fn tokens_come_from_where_the_python_client_finds_them_and_are_read_for_ea
     let error = resolve(&hub, "hf://acme/tiny", &[("HF_TOKEN_PATH", &at("absent"))]).await.unwrap_err();
     assert_eq!(error.code(), Code::AuthMissing, "a secret that is not mounted is no token: {error}");
     let directory = Sources::new(SourceConfig::default(), environment(&hub, &[("HF_TOKEN_PATH", &at("home"))]));
-    let error = directory.unwrap().open(&"hf://acme/tiny".parse().unwrap()).err().unwrap();
+    let error = directory.open(&"hf://acme/tiny".parse().unwrap()).err().unwrap();
     assert_eq!(error.code(), Code::ConfigInvalid, "{error}");
 }
 
@@ -437,7 +437,7 @@ async fn a_server_error_is_asked_again_later_and_an_html_page_is_no_listing() {
 async fn nobody_listening_is_told_as_a_connection() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let environment: Environment = [("HF_ENDPOINT", format!("http://{free}"))].into_iter().collect();
-    let sources = Sources::new(SourceConfig::default(), environment).unwrap();
+    let sources = Sources::new(SourceConfig::default(), environment);
     let error = sources.open(&"hf://acme/tiny".parse().unwrap()).unwrap().resolve().await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { step: larder::source::Step::Connect, .. }), "{error}");
 }
@@ -521,7 +521,7 @@ async fn a_hub_that_resolves_to_another_file_is_noticed() {
 async fn endpoints_that_are_none_are_named_and_hide_their_password() {
     for endpoint in ["huggingface.co", "ftp://host", "https://user:secret@host", "https://host/?a=b"] {
         let environment: Environment = [("HF_ENDPOINT", endpoint)].into_iter().collect();
-        let sources = Sources::new(SourceConfig::default(), environment).unwrap();
+        let sources = Sources::new(SourceConfig::default(), environment);
         let error = sources.open(&"hf://acme/tiny".parse().unwrap()).err().unwrap();
         assert_eq!(error.code(), Code::ConfigInvalid, "{endpoint}");
         assert!(error.to_string().contains("HF_ENDPOINT"), "{error}");

@@ -61,7 +61,7 @@ fn at(port: u16) -> String {
 }
 
 fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment).unwrap();
+    let sources = Sources::new(SourceConfig::default(), environment);
     Ok(sources.open(&reference.parse().unwrap())?.into())
 }
 
@@ -405,7 +405,7 @@ async fn s3_gives_up_a_body_that_stands_still() {
         std::future::pending::<()>().await;
     });
     let config = SourceConfig { stall_timeout: Duration::from_millis(100), ..SourceConfig::default() };
-    let source = Sources::new(config, signed(&endpoint)).unwrap().open(&"s3://bucket/m".parse().unwrap()).unwrap();
+    let source = Sources::new(config, signed(&endpoint)).open(&"s3://bucket/m".parse().unwrap()).unwrap();
     let listing = source.resolve().await.unwrap();
     let body = source.fetch(&listing.files()[0], 0..4).await.unwrap();
     let error = collect(body).await.unwrap_err();

@@ -82,7 +82,7 @@ async fn a_server_that_is_not_there_is_told_with_the_step_that_failed() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let sources = Sources::new(SourceConfig::default(), Environment::default()).unwrap();
+    let sources = Sources::new(SourceConfig::default(), Environment::default());
     let source = sources.open(&format!("http://127.0.0.1:{port}/model/").parse().unwrap()).unwrap();
     let error = source.resolve().await.unwrap_err();
     assert_eq!(error.code(), Code::SourceUnreachable);

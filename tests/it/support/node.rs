@@ -71,7 +71,7 @@ impl TestNode {
         let (config, environment) = (self.config.clone(), self.environment.clone());
         let start = move || {
             let config_of_sources = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
-            let sources = Sources::new(config_of_sources, environment).unwrap();
+            let sources = Sources::new(config_of_sources, environment);
             Cache::start(config, sources, Arc::new(Metrics::new())).unwrap()
         };
         self.cache = Some(tokio::task::spawn_blocking(start).await.unwrap());

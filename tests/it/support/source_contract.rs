@@ -117,7 +117,7 @@ pub(crate) async fn holds(origin: &impl Origin) {
 
 /// The source of a reference, as the daemon opens it.
 pub(crate) fn open(origin: &impl Origin, reference: &ModelRef) -> Arc<dyn Source> {
-    let sources = Sources::new(SourceConfig::default(), origin.environment()).unwrap();
+    let sources = Sources::new(SourceConfig::default(), origin.environment());
     sources.open(reference).unwrap_or_else(|e| panic!("{reference}: {e}")).into()
 }
 
