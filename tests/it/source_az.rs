@@ -1,15 +1,13 @@
 //! az://, against Azurite.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use larder::fault::{Code, Diagnose};
 use larder::model::ModelRef;
-use larder::source::{Environment, Error, Source, SourceConfig, Sources};
+use larder::source::{Environment, Error};
 
 use super::support::azurite::{ACCOUNT, Azurite, KEY};
 use super::support::breaking_proxy::BreakingProxy;
-use super::support::source_contract::{self, FILES, Origin, file};
+use super::support::source_contract::{self, FILES, Origin, file, listed, open_in as open};
 
 struct Az {
     azurite: Azurite,
@@ -52,15 +50,6 @@ impl Origin for Az {
         self.wire.cut_next_after(bytes);
         true
     }
-}
-
-fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment);
-    Ok(sources.open(&reference.parse().unwrap())?.into())
-}
-
-async fn listed(source: &Arc<dyn Source>) -> Vec<String> {
-    source.resolve().await.unwrap().files().iter().map(|f| f.path.to_string()).collect()
 }
 
 #[tokio::test]

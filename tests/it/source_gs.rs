@@ -1,16 +1,14 @@
 //! gs://, against fake-gcs-server, and against a double for what it does not check.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use larder::fault::{Code, Diagnose};
 use larder::model::ModelRef;
-use larder::source::{Environment, Error, Source, SourceConfig, Sources};
+use larder::source::{Environment, Error};
 
 use super::support::breaking_proxy::BreakingProxy;
 use super::support::bucket_double::{Answer, BucketDouble, listing_of};
 use super::support::fake_gcs::FakeGcs;
-use super::support::source_contract::{self, FILES, Origin};
+use super::support::source_contract::{self, FILES, Origin, listed, open_in as open};
 
 struct Gs {
     server: FakeGcs,
@@ -53,15 +51,6 @@ impl Origin for Gs {
         self.wire.cut_next_after(bytes);
         true
     }
-}
-
-fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment);
-    Ok(sources.open(&reference.parse().unwrap())?.into())
-}
-
-async fn listed(source: &Arc<dyn Source>) -> Vec<String> {
-    source.resolve().await.unwrap().files().iter().map(|f| f.path.to_string()).collect()
 }
 
 fn answer(status: u16, body: &str) -> Answer {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder::fault::{Code, Diagnose};
 use larder::model::{ModelRef, RelPath};
-use larder::source::{Environment, Error, OnWait, RetryPolicy, Source, SourceConfig, Sources, Step};
+use larder::source::{Environment, Error, OnWait, RetryPolicy, SourceConfig, Sources, Step};
 
 use super::support::breaking_proxy::BreakingProxy;
 use super::support::bucket_double::{Answer, BucketDouble, listing_of};
 use super::support::moto::Moto;
-use super::support::source_contract::{self, FILES, Origin, collect, file};
+use super::support::source_contract::{self, FILES, Origin, collect, file, listed, open_in as open};
 
 struct S3 {
     moto: Moto,
@@ -60,18 +60,9 @@ fn at(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-fn open(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
-    let sources = Sources::new(SourceConfig::default(), environment);
-    Ok(sources.open(&reference.parse().unwrap())?.into())
-}
-
 fn with(environment: Environment, more: &[(&str, &str)]) -> Environment {
     let own: Vec<(String, String)> = environment.iter().map(|(k, v)| (k.into(), v.into())).collect();
     own.into_iter().chain(more.iter().map(|(k, v)| ((*k).into(), (*v).into()))).collect()
-}
-
-async fn listed(source: &Arc<dyn Source>) -> Vec<String> {
-    source.resolve().await.unwrap().files().iter().map(|f| f.path.to_string()).collect()
 }
 
 fn code_of(result: Result<impl Sized, Error>) -> Code {

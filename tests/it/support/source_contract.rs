@@ -115,10 +115,20 @@ pub(crate) async fn holds(origin: &impl Origin) {
     assert!(fetch_whole(&source, file(&now, FILES[2].0)).await.unwrap() == other);
 }
 
-/// The source of a reference, as the daemon opens it.
+/// The source of a reference in an environment, as the daemon opens it.
+pub(crate) fn open_in(environment: Environment, reference: &str) -> Result<Arc<dyn Source>, Error> {
+    let sources = Sources::new(SourceConfig::default(), environment);
+    Ok(sources.open(&reference.parse().unwrap())?.into())
+}
+
+/// The names that a source lists.
+pub(crate) async fn listed(source: &Arc<dyn Source>) -> Vec<String> {
+    source.resolve().await.unwrap().files().iter().map(|f| f.path.to_string()).collect()
+}
+
+/// The source of a reference of an origin.
 pub(crate) fn open(origin: &impl Origin, reference: &ModelRef) -> Arc<dyn Source> {
-    let sources = Sources::new(SourceConfig::default(), origin.environment());
-    sources.open(reference).unwrap_or_else(|e| panic!("{reference}: {e}")).into()
+    open_in(origin.environment(), &reference.to_string()).unwrap_or_else(|e| panic!("{reference}: {e}"))
 }
 
 /// The listed file of that path.
