@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
+use super::report::out;
 use crate::client::Client;
 use crate::config::{Config, Flags, Surroundings};
 use crate::daemon::Daemon;
@@ -21,12 +22,17 @@ use crate::source::Environment;
 use crate::wire::http::{ModelDetail, OpenRequest, Phase, PullRequest, PullStatus};
 use origin::Origin;
 
+/// Prints a line; that nobody reads on is no error.
+macro_rules! say {
+    ($($words:tt)*) => { out(&format!("{}\n", format_args!($($words)*)))? };
+}
+
 /// Runs the demonstration and prints what happened in plain words.
 pub(crate) async fn run() -> Result<(), Problem> {
     let place = Place::new()?;
     let origin = Origin::start().await.map_err(|e| broken("start the origin", &e))?;
-    println!("A model of {} in {} files, at {}", Bytes(origin.total_bytes()), origin.files(), origin.reference());
-    println!("A daemon with an empty volume, in {}", place.0.display());
+    say!("A model of {} in {} files, at {}", Bytes(origin.total_bytes()), origin.files(), origin.reference());
+    say!("A daemon with an empty volume, in {}", place.0.display());
 
     let daemon = Daemon::start(&place.config()?).await?;
     let client = Client::new(daemon.socket());
@@ -45,51 +51,46 @@ async fn tell(client: &Client, origin: &Origin) -> Result<(), Problem> {
     let request = PullRequest { reference: origin.reference(), include: vec![], exclude: vec![] };
     let open = OpenRequest { reference: origin.reference(), include: vec![], exclude: vec![] };
 
-    println!("\n1. Pull it (POST /v1/pulls). Nothing is here yet.");
+    say!("\n1. Pull it (POST /v1/pulls). Nothing is here yet.");
     let began = Instant::now();
     let first = pull(client, &request).await?;
     let cold = began.elapsed();
-    println!(
+    say!(
         "   {} came from the origin in {:.2} s ({}/s): hashed while it was written, made durable, and given a name.",
         Bytes(first.bytes_fetched),
         cold.as_secs_f64(),
         Bytes(rate(first.bytes_fetched, cold)),
     );
 
-    println!("\n2. Open it: a directory of plain read-only files.");
+    say!("\n2. Open it: a directory of plain read-only files.");
     let began = Instant::now();
     let opened = client.open(&open).await?;
-    println!("   {:.2} ms: {}", millis(began.elapsed()), opened.path);
+    say!("   {:.2} ms: {}", millis(began.elapsed()), opened.path);
 
-    println!("\n3. Read all of it, as a loader does, and compare every byte with its digest.");
+    say!("\n3. Read all of it, as a loader does, and compare every byte with its digest.");
     let detail = client.model(&opened.id).await?;
     let began = Instant::now();
     let directory = PathBuf::from(&opened.path);
     let read = tokio::task::spawn_blocking(move || read_all(&directory, &detail)).await;
     let read = read.map_err(|e| broken("read the model", &e))??;
     let took = began.elapsed();
-    println!(
-        "   {} in {:.2} s ({}/s): all as they should be.",
-        Bytes(read),
-        took.as_secs_f64(),
-        Bytes(rate(read, took))
-    );
+    say!("   {} in {:.2} s ({}/s): all as they should be.", Bytes(read), took.as_secs_f64(), Bytes(rate(read, took)));
 
-    println!("\n4. Open it again, and pull it again, as the next pod would.");
+    say!("\n4. Open it again, and pull it again, as the next pod would.");
     let began = Instant::now();
     client.open(&open).await?;
     let warm = began.elapsed();
     let again = pull(client, &request).await?;
-    println!("   Opened in {:.2} ms. The second pull fetched {}.", millis(warm), Bytes(again.bytes_fetched));
+    say!("   Opened in {:.2} ms. The second pull fetched {}.", millis(warm), Bytes(again.bytes_fetched));
 
     let times = origin.sent_bytes() as f64 / origin.total_bytes() as f64;
-    println!(
+    say!(
         "\nCold {:.2} s, warm {:.2} ms. The origin sent each byte {}.",
         cold.as_secs_f64(),
         millis(warm),
         times_text(times)
     );
-    println!("The volume was temporary and is removed now. Yours: `larder serve`, then `larder pull hf://org/name`.");
+    say!("The volume was temporary and is removed now. Yours: `larder serve`, then `larder pull hf://org/name`.");
     Ok(())
 }
 
