@@ -13,10 +13,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Hold, NoRoom, Reservation};
-use super::transfer::Transfer;
+use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
-use crate::fault::{Diagnose, Problem};
-use crate::model::{Bytes, Claim, Digest, ListedFile, Listing, Location, Manifest, ManifestFile, ModelRef, Record};
+use crate::fault::{Code, Diagnose, Problem};
+use crate::model::{
+    Bytes, Claim, Digest, ListedFile, Listing, Location, Manifest, ManifestFile, ModelId, ModelRef, Record,
+};
 use crate::source::{self, Attempt, RetryPolicy, Source};
 use crate::store::{self, Begun, Blob, IngestKey, PendingPull, snapshot_path};
 use crate::telemetry::metrics::PullOutcome;
@@ -310,11 +312,10 @@ impl Cache {
         if !has_identity(listing) {
             return Ok(None);
         }
-        let Some(record) = self.0.ledger.model(crate::model::ModelId::new(&pull.reference, listing.version())) else {
+        let Some(record) = self.0.ledger.model(ModelId::new(&pull.reference, listing.version())) else {
             return Ok(None);
         };
-        let cache = self.clone();
-        let confirmed = self.blocking(move |_| {
+        let confirmed = self.blocking(move |cache| {
             let manifest = cache.0.volume.read_manifest(record.manifest)?;
             cache.name(record.as_ref().clone(), &manifest)
         });
@@ -323,7 +324,7 @@ impl Cache {
                 self.0.metrics.avoided_bytes(record.total_bytes);
                 Ok(Some(Outcome { record, unchanged: true }))
             }
-            Err(error) if error.code() == crate::fault::Code::StoreCorrupt => {
+            Err(error) if error.code() == Code::StoreCorrupt => {
                 tracing::warn!(pull = pull.id, %error, "the local copy is damaged; what is missing is fetched again");
                 Ok(None)
             }
@@ -459,7 +460,7 @@ impl Cache {
                     mismatches += 1;
                     tracing::warn!(pull = pull.id, %error, "the bytes differ from their checksum; fetching them once more");
                 }
-                Err(Error::Source(error)) if claim.is_none() => {
+                Err(Error::Source(error)) if !is_marked(file) => {
                     failures += 1;
                     let wait = transfer.policy.pause(&error, failures).filter(|_| failures < transfer.policy.attempts);
                     let Some(wait) = wait else { return Err(Error::Source(error)) };
@@ -629,5 +630,5 @@ enum Key {
 
 /// Whether the version of the listing changes whenever a byte does.
 fn has_identity(listing: &Listing) -> bool {
-    listing.files().iter().all(|file| Claim::of(file).is_some())
+    listing.files().iter().all(is_marked)
 }

@@ -124,7 +124,7 @@ fn plan_ranges(start: u64, size: u64, range_bytes: u64) -> impl Iterator<Item = 
 
 /// Whether two answers about the file can be told to be of the same bytes. If not, all of it must come in one answer:
 /// its ranges, or its two halves around a break, could be of two versions.
-fn is_marked(file: &ListedFile) -> bool {
+pub(super) fn is_marked(file: &ListedFile) -> bool {
     Claim::of(file).is_some()
 }
 
