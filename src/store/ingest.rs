@@ -402,11 +402,6 @@ impl Ingest {
         self.disk.set_len(&self.part, &self.part_path, self.length)
     }
 
-    /// Throws the bytes away.
-    pub fn discard(mut self) -> Result<(), Error> {
-        self.throw_away()
-    }
-
     fn throw_away(&mut self) -> Result<(), Error> {
         self.digester = None;
         // The notes first: without them the bytes are never taken for something.
