@@ -3,8 +3,11 @@
 //! Every door (HTTP, the command line) is a translation to the methods of [`Cache`]. Methods that are not `async` and
 //! touch the disk say so: a door calls them on a blocking thread.
 
+mod lease;
 mod ledger;
 mod models;
+mod open;
+mod pin;
 mod pull;
 mod recover;
 mod transfer;
@@ -18,13 +21,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::fault::{Code, Diagnose, Problem};
 use crate::index::{self, Index};
-use crate::model::{Bytes, ReferenceError};
+use crate::model::{Bytes, HolderError, ReferenceError};
 use crate::source::{self, Sources};
 use crate::store::{self, Volume};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
 
+pub use lease::{Lease, NobodyKnows, PodDirectory};
 use ledger::{Ledger, Room};
+pub use open::OpenModel;
 pub use pull::PullHandle;
 use pull::Pulls;
 use transfer::Budget;
@@ -63,6 +68,9 @@ struct Inner {
     budget: Arc<Budget>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
     naming: Mutex<()>,
+    /// Serialises leases and pins that are written down, so that the books and the disk change in the same order. Taken
+    /// on blocking threads only, and never together with `naming`.
+    noting: Mutex<()>,
     /// Read while a blob is committed, written while blobs are unlinked: a blob that has just been committed is in the
     /// ledger before anybody can decide that nothing uses it.
     commits: Arc<RwLock<()>>,
@@ -131,6 +139,69 @@ pub enum Error {
         /// What was asked for.
         reference: String,
     },
+    /// Somebody uses it.
+    #[error("cannot remove `{reference}`: it is held by {}", shortened(holders))]
+    InUse {
+        /// What was asked for.
+        reference: String,
+        /// Who, in words; at least one.
+        holders: Vec<String>,
+    },
+    /// A lease or a pin cannot be read, so nobody knows what it keeps.
+    #[error("cannot remove `{reference}`: who uses it cannot be known, {why}")]
+    HoldersUnknown {
+        /// What was asked for.
+        reference: String,
+        /// What was found.
+        why: String,
+    },
+    /// A lease cannot be for this holder.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+    /// Nobody could tell when the lease ends.
+    #[error("cannot take a lease: {found}")]
+    LeaseTerms {
+        /// What is wrong with the request.
+        found: &'static str,
+    },
+    /// No such lease.
+    #[error("cannot release the lease `{id}`: there is none with this id")]
+    LeaseNotFound {
+        /// What was asked for.
+        id: String,
+    },
+    /// It ends with its connection, and not by request.
+    #[error("cannot release the lease `{id}`: it is the connection of {process}")]
+    LeaseOfConnection {
+        /// What was asked for.
+        id: String,
+        /// What is at the other end.
+        process: String,
+    },
+    /// A limit of ours.
+    #[error("cannot take a lease: {most} are held already")]
+    TooManyLeases {
+        /// The limit.
+        most: usize,
+    },
+    /// A limit of ours.
+    #[error("cannot pin: {most} references are pinned already")]
+    TooManyPins {
+        /// The limit.
+        most: usize,
+    },
+    /// Not pinned, so not to be unpinned.
+    #[error("cannot unpin `{reference}`: it is not pinned")]
+    NotPinned {
+        /// What was asked for.
+        reference: String,
+    },
+    /// The configuration lists it.
+    #[error("cannot unpin `{reference}`: the configuration lists it")]
+    PinnedByConfig {
+        /// What was asked for.
+        reference: String,
+    },
     /// On its way.
     #[error("cannot open `{reference}`: it is being pulled, {percent} % is here{}",
         eta.map(|eta| format!(", {} to go", humantime::format_duration(eta))).unwrap_or_default())]
@@ -185,6 +256,12 @@ impl Diagnose for Error {
             Error::NoRoom { .. } => Code::VolumeFull,
             Error::NotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
             Error::NotReady { .. } => Code::NotReady,
+            Error::InUse { .. } | Error::HoldersUnknown { .. } | Error::LeaseOfConnection { .. } => Code::ModelInUse,
+            Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
+            Error::LeaseNotFound { .. } => Code::LeaseNotFound,
+            Error::TooManyLeases { .. } | Error::TooManyPins { .. } => Code::TooManyHolders,
+            Error::NotPinned { .. } => Code::NotPinned,
+            Error::PinnedByConfig { .. } => Code::PolicyDenied,
             Error::PullNotFound { .. } => Code::PullNotFound,
             Error::Cancelled => Code::PullCancelled,
             Error::TooManyPulls { .. } => Code::TooManyPulls,
@@ -212,6 +289,23 @@ impl Diagnose for Error {
             Error::NotLocal { reference } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
             Error::NothingToRemove { .. } => "see what is local with `larder list`".into(),
             Error::NotReady { .. } => "wait for it with `--wait`".into(),
+            Error::InUse { .. } => {
+                "end what uses it; or `larder release` the lease, `larder unpin` the reference (`larder leases`, `larder pins`)"
+                    .into()
+            }
+            Error::HoldersUnknown { .. } => {
+                "look at that file; stop larder, move it out of the volume, start larder".into()
+            }
+            Error::Holder(_) => "send the values of the downward API, or a name of those characters".into(),
+            Error::LeaseTerms { .. } => {
+                "name a pod (`uid`, `namespace`, `name`), or a `holder`, or how long it lasts (`ttl_seconds`)".into()
+            }
+            Error::LeaseNotFound { .. } => "see the leases with `larder leases`".into(),
+            Error::LeaseOfConnection { .. } => "end that process, or have it close the model".into(),
+            Error::TooManyLeases { .. } => "release some that are not needed (`larder leases`, `larder release`)".into(),
+            Error::TooManyPins { .. } => "unpin some (`larder pins`, `larder unpin`)".into(),
+            Error::NotPinned { .. } => "see what is pinned with `larder pins`".into(),
+            Error::PinnedByConfig { .. } => "take it out of `pull.pinned` and send the daemon SIGHUP".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
             Error::Cancelled => "pull again: it goes on where it stopped".into(),
             Error::TooManyPulls { .. } => "ask again when one has ended (`larder pulls`)".into(),
@@ -225,6 +319,7 @@ impl Diagnose for Error {
         match self {
             Error::Source(e) => e.retry_after(),
             Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
+            Error::InUse { .. } | Error::TooManyLeases { .. } => Some(Duration::from_secs(60)),
             Error::TooManyPulls { .. } | Error::Paused { .. } | Error::Draining => Some(Duration::from_secs(5)),
             _ => None,
         }
@@ -302,6 +397,16 @@ impl Cache {
 /// Milliseconds since the Unix epoch. For people to read; never compared to decide anything.
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The first few, and how many more there are.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
 }
 
 /// RFC 3339, to the second.

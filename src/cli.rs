@@ -22,7 +22,7 @@ use crate::config::{Config, Flags, SETTINGS, Surroundings};
 use crate::daemon;
 use crate::fault::{Code, Diagnose, Problem};
 use crate::model::{Bytes, ModelId, ModelRef};
-use crate::wire::http::{ModelInfo, ModelList, Phase, PullList, PullStatus};
+use crate::wire::http::{ModelInfo, ModelList, OpenRequest, Phase, PullList, PullStatus};
 
 use door::Door;
 use progress::{Followed, Reporter};
@@ -438,20 +438,21 @@ fn model_table(models: &[ModelInfo]) -> String {
 async fn open(cli: &Cli, open: &Open) -> Result<(), Problem> {
     let reference = open.target.parse()?;
     let door = Door::to_read(&cli.load()?).await?;
-    let opened = match door.open(&reference).await {
+    let asked = OpenRequest::of(&reference);
+    let opened = match door.open(&asked).await {
         Err(problem) if open.wait && matches!(problem.code, Code::NotLocal | Code::NotReady) => {
             match wait_for(&door, &reference, cli, false).await {
-                Ok(()) => door.open(&reference).await,
+                Ok(()) => door.open(&asked).await,
                 Err(problem) => Err(problem),
             }
         }
         other => other,
     };
     door.close().await;
-    let model = opened?;
+    let opened = opened?;
     let text = match cli.output() {
-        Output::Table => format!("{}\n", model.path),
-        Output::Json => json(&model),
+        Output::Table => format!("{}\n", opened.model.path),
+        Output::Json => json(&opened),
     };
     Ok(out(&text)?)
 }
@@ -581,6 +582,9 @@ mod tests {
             files: 3,
             confirmed_at: "2026-01-01T00:00:00Z".into(),
             opened_at: opened.map(str::to_owned),
+            pinned: false,
+            leases: 0,
+            resident_bytes: None,
         };
         let text = model_table(&[model("hf://o/name@main", 2_800_000_000, None), model("s3://b/p", 9, Some("2026"))]);
         assert_eq!(

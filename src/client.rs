@@ -12,7 +12,8 @@ use url::Url;
 
 use crate::fault::{Code, Problem};
 use crate::wire::http::{
-    ModelDetail, ModelInfo, ModelList, OpenRequest, ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed,
+    ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, ProblemBody, PullList, PullRequest, PullStatus, Readiness,
+    Removed,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -111,7 +112,7 @@ impl Client {
     }
 
     /// The directory of a model that is local.
-    pub async fn open(&self, request: &OpenRequest) -> Result<ModelInfo, Problem> {
+    pub async fn open(&self, request: &OpenRequest) -> Result<Opened, Problem> {
         self.ask(self.request(Method::POST, &["v1", "opens"]).json(request)).await
     }
 

@@ -143,6 +143,12 @@ codes! {
     NotLocal = "not-local" => NotFound,
     /// No pull has this id.
     PullNotFound = "pull-not-found" => NotFound,
+    /// No lease has this id.
+    LeaseNotFound = "lease-not-found" => NotFound,
+    /// The reference is not pinned.
+    NotPinned = "not-pinned" => NotFound,
+    /// No warm-up has this id.
+    WarmNotFound = "warm-not-found" => NotFound,
     /// The path of the API does not exist.
     RouteNotFound = "route-not-found" => NotFound,
     /// 401 or 403 and no credential was sent.
@@ -159,8 +165,12 @@ codes! {
     NeverFits = "never-fits" => Full,
     /// The model is still being pulled.
     NotReady = "not-ready" => Busy,
+    /// Somebody holds a lease on the model, or it is pinned.
+    ModelInUse = "model-in-use" => Busy,
     /// As many pulls are under way as we allow.
     TooManyPulls = "too-many-pulls" => Busy,
+    /// As many connections, leases or pins are held as we allow.
+    TooManyHolders = "too-many-holders" => Busy,
     /// The daemon is shutting down.
     Draining = "draining" => Busy,
     /// Another process holds the volume.
@@ -195,6 +205,8 @@ codes! {
     ConfigInvalid = "config-invalid" => Misconfigured,
     /// An address or a socket cannot be listened on.
     ListenFailed = "listen-failed" => Misconfigured,
+    /// The directory a model was to be made usable in does not take it.
+    DestinationUnusable = "destination-unusable" => Misconfigured,
     /// The pull was cancelled by request.
     PullCancelled = "pull-cancelled" => Cancelled,
     /// A bug of ours.

@@ -1,6 +1,7 @@
 //! The nouns. No I/O, no tokio.
 
 mod digest;
+mod holder;
 mod listing;
 mod manifest;
 mod path;
@@ -10,6 +11,7 @@ mod selection;
 mod size;
 
 pub use digest::{Checksum, ChecksumError, Digest, DigestError, Digester, Verified};
+pub use holder::{Holder, HolderError, MAX_HOLDER_BYTES, Pod};
 pub use listing::{ListedFile, Listing, ListingBuilder, ListingError, MAX_LISTED_FILES};
 pub use manifest::{Manifest, ManifestError, ManifestFile};
 pub use path::{RelPath, RelPathError};

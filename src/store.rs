@@ -9,13 +9,15 @@
 //! - `io`: every call that changes the disk.
 //! - `ingest`: a blob being written; `blob`: one that is.
 //! - `snapshot`: `public/`: the directories pods read, and the Hub's refs.
-//! - `record`: manifests, records, pending pulls: small files written whole.
+//! - `record`: manifests and records: small files written whole.
+//! - `note`: pulls to resume, leases, pins: likewise.
 //! - `sweep`: what nothing names.
 
 mod blob;
 mod ingest;
 mod io;
 mod layout;
+mod note;
 mod record;
 mod snapshot;
 mod sweep;
@@ -31,7 +33,7 @@ use layout::{FORMAT_NAME, FORMAT_VERSION, Layout};
 pub use blob::Blob;
 pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey};
 pub use layout::snapshot_path;
-pub use record::PendingPull;
+pub use note::{LeaseNote, Note, NotedHolder, PendingPull, PinNote, PinnedBy};
 pub use sweep::{Swept, UNNAMED_KEPT};
 
 /// A directory larder owns, and its lock. All calls block on the disk.
@@ -420,8 +422,8 @@ mod tests {
         let (records, errors) = reader.records().unwrap();
         assert!(records.is_empty() && errors.is_empty());
         assert!(reader.blobs().unwrap().is_empty());
-        assert!(reader.pending_pulls().unwrap().is_empty());
-        let error = reader.remove_pending_pull("x").unwrap_err();
+        assert!(reader.notes::<PendingPull>().unwrap().0.is_empty());
+        let error = reader.remove_note::<PendingPull>("x").unwrap_err();
         assert_eq!(error.code(), Code::VolumeReadOnly);
         assert!(!root.exists());
     }

@@ -1,10 +1,11 @@
 //! What is here and what is promised, under the one lock. Nothing waits inside it: no I/O, no `.await`, no callback.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::model::{Bytes, Digest, Location, Manifest, ModelId, ModelRef, Record, RelPath};
-use crate::store::Blob;
+use super::lease::Held;
+use crate::model::{Bytes, Digest, Holder, Location, Manifest, ModelId, ModelRef, Record, RelPath};
+use crate::store::{Blob, PinnedBy};
 
 /// The facts the cache decides by. Cheap to clone.
 #[derive(Clone, Default)]
@@ -15,6 +16,12 @@ struct Facts {
     models: BTreeMap<ModelId, Arc<Record>>,
     /// By reference text: its version with the highest sequence.
     current: HashMap<String, ModelId>,
+    /// By id. Each is on a model that is in these books.
+    leases: HashMap<String, Held>,
+    /// By reference text.
+    pins: BTreeMap<String, Pinned>,
+    /// A lease or a pin cannot be read: nobody knows what it keeps.
+    unknown_holders: Option<String>,
     blobs: HashMap<Digest, BlobUse>,
     blob_bytes: u64,
     reserved_bytes: u64,
@@ -29,6 +36,23 @@ struct BlobUse {
     size: u64,
     /// Models that list it, and pulls that hold it.
     users: u32,
+}
+
+/// A reference that is kept, as the books have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pinned {
+    pub(super) reference: ModelRef,
+    pub(super) by: BTreeSet<PinnedBy>,
+    pub(super) since_ms: u64,
+}
+
+/// Why a model keeps its name: who uses it, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum InUse {
+    /// These hold leases or pins on it.
+    By(Vec<String>),
+    /// There is a lease or a pin that cannot be read.
+    Unknown(String),
 }
 
 /// How much room there is, for the decision and for the message.
@@ -117,10 +141,11 @@ impl Ledger {
         }
     }
 
-    /// A model loses its name.
-    pub(super) fn unname(&self, id: ModelId, manifest: &Manifest) {
+    /// A model loses its name, unless somebody uses it. From now on nobody can open it.
+    pub(super) fn unname(&self, id: ModelId, manifest: &Manifest) -> Result<(), InUse> {
         let mut facts = self.facts();
-        let Some(record) = facts.models.remove(&id) else { return };
+        facts.not_in_use(id)?;
+        let Some(record) = facts.models.remove(&id) else { return Ok(()) };
         for file in manifest.files() {
             if let Some(user) = facts.blobs.get_mut(&file.digest) {
                 user.users = user.users.saturating_sub(1);
@@ -132,6 +157,91 @@ impl Ledger {
             Some(next) => facts.current.insert(text, next),
             None => facts.current.remove(&text),
         };
+        Ok(())
+    }
+
+    /// Who uses a model, if anybody does.
+    pub(super) fn not_in_use(&self, id: ModelId) -> Result<(), InUse> {
+        self.facts().not_in_use(id)
+    }
+
+    /// Leases the version a reference means now. `held` must not use the books.
+    pub(super) fn lease_current(
+        &self,
+        reference: &ModelRef,
+        held: impl FnOnce(ModelId) -> Held,
+    ) -> Option<(Arc<Record>, Held)> {
+        let mut facts = self.facts();
+        let record = facts.current.get(&reference.to_string()).and_then(|id| facts.models.get(id)).cloned()?;
+        let held = held(record.id());
+        facts.leases.insert(held.id.clone(), held.clone());
+        Some((record, held))
+    }
+
+    /// Leases a version, if it is here; what the same id said before.
+    pub(super) fn lease(&self, held: Held) -> Result<Option<Held>, ()> {
+        let mut facts = self.facts();
+        if !facts.models.contains_key(&held.model) {
+            return Err(());
+        }
+        Ok(facts.leases.insert(held.id.clone(), held))
+    }
+
+    /// A lease ends.
+    pub(super) fn release(&self, id: &str) {
+        self.facts().leases.remove(id);
+    }
+
+    /// Every lease, also those whose time is over.
+    pub(super) fn leases(&self) -> Vec<Held> {
+        self.facts().leases.values().cloned().collect()
+    }
+
+    /// One lease.
+    pub(super) fn lease_by_id(&self, id: &str) -> Option<Held> {
+        self.facts().leases.get(id).cloned()
+    }
+
+    /// The lease this holder has on this version.
+    pub(super) fn lease_of(&self, holder: &Holder, model: ModelId) -> Option<Held> {
+        self.facts().leases.values().find(|held| held.model == model && &held.holder == holder).cloned()
+    }
+
+    /// How many leases outlive their request.
+    pub(super) fn noted_leases(&self) -> usize {
+        self.facts().leases.values().filter(|held| !matches!(held.holder, Holder::Connection(_))).count()
+    }
+
+    /// Leases on a version, and whether a pin keeps it.
+    pub(super) fn uses_of(&self, id: ModelId) -> (u64, bool) {
+        let facts = self.facts();
+        let leases = facts.leases.values().filter(|held| held.model == id && !held.is_over()).count();
+        (leases as u64, facts.pin_of(id).is_some())
+    }
+
+    /// Start-up: there is a lease or a pin that cannot be read.
+    pub(super) fn holders_are_unknown(&self, why: String) {
+        self.facts().unknown_holders.get_or_insert(why);
+    }
+
+    /// Sets a pin; what was there before.
+    pub(super) fn pin(&self, pinned: Pinned) -> Option<Pinned> {
+        self.facts().pins.insert(pinned.reference.to_string(), pinned)
+    }
+
+    /// Takes a pin away.
+    pub(super) fn unpin(&self, reference: &ModelRef) -> Option<Pinned> {
+        self.facts().pins.remove(&reference.to_string())
+    }
+
+    /// The pin of a reference.
+    pub(super) fn pinned(&self, reference: &ModelRef) -> Option<Pinned> {
+        self.facts().pins.get(&reference.to_string()).cloned()
+    }
+
+    /// Every pin, by reference.
+    pub(super) fn pins(&self) -> Vec<Pinned> {
+        self.facts().pins.values().cloned().collect()
     }
 
     /// The number the next confirmation gets.
@@ -251,6 +361,25 @@ impl Ledger {
     pub(super) fn totals(&self) -> Totals {
         let facts = self.facts();
         Totals { models: facts.models.len() as u64, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
+    }
+}
+
+impl Facts {
+    /// The pin that keeps a version: it keeps what the reference means now.
+    fn pin_of(&self, id: ModelId) -> Option<&Pinned> {
+        let text = self.models.get(&id)?.reference.to_string();
+        self.pins.get(&text).filter(|_| self.current.get(&text) == Some(&id))
+    }
+
+    fn not_in_use(&self, id: ModelId) -> Result<(), InUse> {
+        if let Some(why) = &self.unknown_holders {
+            return Err(InUse::Unknown(why.clone()));
+        }
+        let leases = self.leases.values().filter(|held| held.model == id && !held.is_over());
+        let mut by: Vec<String> = leases.map(|held| format!("{} (lease `{}`)", held.holder, held.id)).collect();
+        by.sort();
+        by.extend(self.pin_of(id).map(|pin| format!("a pin on `{}`", pin.reference)));
+        if by.is_empty() { Ok(()) } else { Err(InUse::By(by)) }
     }
 }
 

@@ -1,26 +1,14 @@
-//! The verbs on models that are local: open, list, remove.
+//! The verbs on models that are local: list, remove.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{Cache, Error, now_ms, rfc3339};
+use super::ledger::InUse;
+use super::{Cache, Error, rfc3339};
 use crate::model::{Digest, Location, ModelId, ModelRef, Record};
 use crate::wire::http::{ModelDetail, ModelFile, ModelInfo, Removed};
 
 impl Cache {
-    /// The directory of the version a reference means now. No network, no disk write.
-    pub fn open(&self, reference: &ModelRef) -> Result<ModelInfo, Error> {
-        let Some(record) = self.0.ledger.current(reference).filter(|record| self.directory(record).is_dir()) else {
-            self.0.metrics.opened(false);
-            return Err(self.0.pulls.lock().expect("no panic while the pulls are held").why_not_open(reference));
-        };
-        self.0.metrics.opened(true);
-        if let Some(hands) = &self.0.hands {
-            hands.index.touch(record.id(), now_ms());
-        }
-        Ok(self.info(&record, true))
-    }
-
     /// Every version of every reference, by reference and then newest first.
     pub fn models(&self) -> Vec<ModelInfo> {
         let mut models = self.0.ledger.models();
@@ -64,13 +52,21 @@ impl Cache {
         if records.is_empty() {
             return Err(Error::NothingToRemove { reference: name.to_owned() });
         }
+        // All or nothing, as far as that can be: a reference some version of which is in use keeps them all.
+        for record in &records {
+            self.0.ledger.not_in_use(record.id()).map_err(|by| in_use(record, by))?;
+        }
         let mut removed = Removed { models: Vec::new(), freed_bytes: 0 };
         for record in records {
             let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
             removed.models.push(self.info(&record, current));
             let manifest = self.0.volume.read_manifest(record.manifest)?;
-            self.0.volume.remove_record(record.id())?;
-            self.0.ledger.unname(record.id(), &manifest);
+            // Nobody may open it between the question whether it is in use and its end.
+            self.0.ledger.unname(record.id(), &manifest).map_err(|by| in_use(&record, by))?;
+            if let Err(error) = self.0.volume.remove_record(record.id()) {
+                self.0.ledger.name(record.as_ref().clone(), &manifest);
+                return Err(error.into());
+            }
             if let Location::Hub { repo, revision, .. } = record.reference.location() {
                 self.point_hub_ref(repo, revision)?;
             }
@@ -124,7 +120,8 @@ impl Cache {
         }
     }
 
-    fn info(&self, record: &Record, current: bool) -> ModelInfo {
+    pub(super) fn info(&self, record: &Record, current: bool) -> ModelInfo {
+        let (leases, pinned) = self.0.ledger.uses_of(record.id());
         let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_opened_ms(record.id()));
         ModelInfo {
             id: record.id().to_string(),
@@ -137,6 +134,17 @@ impl Cache {
             files: record.total_files,
             confirmed_at: rfc3339(record.confirmed_at_ms),
             opened_at: opened.map(rfc3339),
+            pinned,
+            leases,
+            resident_bytes: None,
         }
+    }
+}
+
+fn in_use(record: &Record, by: InUse) -> Error {
+    let reference = record.reference.to_string();
+    match by {
+        InUse::By(holders) => Error::InUse { reference, holders },
+        InUse::Unknown(why) => Error::HoldersUnknown { reference, why },
     }
 }

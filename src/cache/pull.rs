@@ -171,8 +171,14 @@ impl Cache {
 
     /// Starts the pulls again that a former process did not end. Blocking; needs a tokio runtime.
     pub fn resume_pending(&self) {
-        let pending = match self.0.volume.pending_pulls() {
-            Ok(pending) => pending,
+        let pending = match self.0.volume.notes::<PendingPull>() {
+            Ok((pending, unreadable)) => {
+                for error in unreadable {
+                    // A lost note costs only that somebody has to ask again.
+                    tracing::warn!(%error, "a pull of the former run is not resumed");
+                }
+                pending
+            }
             Err(error) => {
                 return tracing::warn!(%error, "pulls of the former run cannot be read, so they are not resumed");
             }
@@ -182,7 +188,7 @@ impl Cache {
             match self.pull_as(Some(pull.id.clone()), &pull.reference) {
                 // Somebody asked for it before us: that pull has its own intention.
                 Ok(handle) if handle.id != pull.id => {
-                    if let Err(error) = self.0.volume.remove_pending_pull(&pull.id) {
+                    if let Err(error) = self.0.volume.remove_note::<PendingPull>(&pull.id) {
                         tracing::warn!(reference = %pull.reference, %error, "the next start will resume this pull again");
                     }
                 }
@@ -252,7 +258,7 @@ impl Cache {
 
     async fn make_local(&self, pull: &Arc<Pull>) -> Result<Outcome, Error> {
         let pending = PendingPull { id: pull.id.clone(), reference: pull.reference.clone() };
-        self.blocking(move |cache| Ok(cache.0.volume.write_pending_pull(&pending)?)).await?;
+        self.blocking(move |cache| Ok(cache.0.volume.write_note(&pending)?)).await?;
         let mut changes = 0;
         loop {
             match self.attempt(pull).await {
@@ -593,7 +599,7 @@ impl Cache {
 
     async fn forget_pending(&self, pull: &Arc<Pull>) {
         let id = pull.id.clone();
-        if let Err(error) = self.blocking(move |cache| Ok(cache.0.volume.remove_pending_pull(&id)?)).await {
+        if let Err(error) = self.blocking(move |cache| Ok(cache.0.volume.remove_note::<PendingPull>(&id)?)).await {
             tracing::warn!(pull = pull.id, %error, "the pull has ended, but the next start will resume it");
         }
     }

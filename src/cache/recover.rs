@@ -45,6 +45,8 @@ impl Cache {
             cache.0.ledger.lacks_a_name();
         }
         cache.learn(records)?;
+        cache.restore_leases()?;
+        cache.restore_pins()?;
         cache.mend_snapshots();
         cache.mend_hub_refs();
         Ok(cache)
@@ -56,6 +58,8 @@ impl Cache {
         let (records, _) = volume.records()?;
         let cache = Cache::over(config, volume, None, metrics);
         cache.learn(records)?;
+        cache.restore_leases()?;
+        cache.restore_pins()?;
         Ok(cache)
     }
 
@@ -70,6 +74,7 @@ impl Cache {
             pulls: Default::default(),
             budget,
             naming: Default::default(),
+            noting: Default::default(),
             commits: Default::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -48,8 +48,8 @@ pub(crate) async fn run() -> Result<(), Problem> {
 }
 
 async fn tell(client: &Client, origin: &Origin) -> Result<(), Problem> {
-    let request = PullRequest { reference: origin.reference(), include: vec![], exclude: vec![] };
-    let open = OpenRequest { reference: origin.reference(), include: vec![], exclude: vec![] };
+    let request = PullRequest::of(origin.reference());
+    let open = OpenRequest::of(origin.reference());
 
     say!("\n1. Pull it (POST /v1/pulls). Nothing is here yet.");
     let began = Instant::now();
@@ -65,12 +65,12 @@ async fn tell(client: &Client, origin: &Origin) -> Result<(), Problem> {
     say!("\n2. Open it: a directory of plain read-only files.");
     let began = Instant::now();
     let opened = client.open(&open).await?;
-    say!("   {:.2} ms: {}", millis(began.elapsed()), opened.path);
+    say!("   {:.2} ms: {}", millis(began.elapsed()), opened.model.path);
 
     say!("\n3. Read all of it, as a loader does, and compare every byte with its digest.");
-    let detail = client.model(&opened.id).await?;
+    let detail = client.model(&opened.model.id).await?;
     let began = Instant::now();
-    let directory = PathBuf::from(&opened.path);
+    let directory = PathBuf::from(&opened.model.path);
     let read = tokio::task::spawn_blocking(move || read_all(&directory, &detail)).await;
     let read = read.map_err(|e| broken("read the model", &e))??;
     let took = began.elapsed();

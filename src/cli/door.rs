@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
-use crate::wire::http::{ModelInfo, OpenRequest, PullRequest, PullStatus, Removed};
+use crate::wire::http::{ModelInfo, OpenRequest, Opened, PullRequest, PullStatus, Removed};
 
 /// Longest wait for pulls to stop where they are, when this process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ impl Door {
     pub(super) async fn pull(&self, reference: &ModelRef) -> Result<Statuses, Problem> {
         match self {
             Door::Daemon(client) => {
-                let request = PullRequest { reference: reference.to_string(), include: vec![], exclude: vec![] };
+                let request = PullRequest::of(reference);
                 let first = client.pull(&request).await?;
                 // A pull that has ended needs no watching.
                 let rest = match first.phase.is_final() {
@@ -82,16 +82,13 @@ impl Door {
         }
     }
 
-    /// Where a model that is local can be read.
-    pub(super) async fn open(&self, reference: &ModelRef) -> Result<ModelInfo, Problem> {
+    /// Where a model that is local can be read, and a lease on it if one is asked for.
+    pub(super) async fn open(&self, asked: &OpenRequest) -> Result<Opened, Problem> {
         match self {
-            Door::Daemon(client) => {
-                let request = OpenRequest { reference: reference.to_string(), include: vec![], exclude: vec![] };
-                client.open(&request).await
-            }
+            Door::Daemon(client) => client.open(asked).await,
             Door::Here(cache) => {
-                let (cache, reference) = (cache.clone(), reference.clone());
-                Ok(blocking(move || cache.open(&reference)).await??)
+                let (cache, asked) = (cache.clone(), asked.clone());
+                Ok(blocking(move || cache.open_as(&asked)).await??)
             }
         }
     }

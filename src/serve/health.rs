@@ -11,7 +11,7 @@ use super::Door;
 use super::problem::Refused;
 use super::request::blocking;
 use crate::telemetry::metrics;
-use crate::wire::http::Readiness;
+use crate::wire::http::{Detail, Readiness};
 
 /// What still has to happen before the daemon is ready. Cheap to clone: all clones are one.
 ///
@@ -66,11 +66,11 @@ impl Drop for Latch {
 }
 
 /// `read_only` does not make it unready: what is local can still be opened.
-fn readiness(latches: &ReadyLatches, read_only: Option<String>) -> Readiness {
+fn readiness(latches: &ReadyLatches, read_only: Option<String>, details: Vec<Detail>) -> Readiness {
     let mut waiting_for = latches.waiting_for();
     let ready = waiting_for.is_empty();
     waiting_for.extend(read_only.map(|why| format!("volume is read-only: {why}")));
-    Readiness { ready, waiting_for, version: env!("CARGO_PKG_VERSION").to_owned() }
+    Readiness { ready, waiting_for, version: env!("CARGO_PKG_VERSION").to_owned(), details }
 }
 
 /// Whether the process answers at all. Touches neither disk nor network.
@@ -87,7 +87,7 @@ pub(super) async fn livez() -> &'static str {
     (status = 503, description = "Not ready: starting or shutting down", body = Readiness),
 ))]
 pub(super) async fn readyz(State(door): State<Door>) -> Response {
-    let readiness = readiness(&door.latches, door.cache.read_only_because());
+    let readiness = readiness(&door.latches, door.cache.read_only_because(), door.cache.details());
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
@@ -111,19 +111,19 @@ mod tests {
         let volume = latches.hold("volume");
         let listeners = latches.hold("listeners");
         let twin = latches.hold("listeners");
-        assert_eq!(readiness(&latches, None).waiting_for, ["volume", "listeners", "listeners"]);
+        assert_eq!(readiness(&latches, None, vec![]).waiting_for, ["volume", "listeners", "listeners"]);
         drop(volume);
         drop(twin);
-        let seen = readiness(&latches, None);
+        let seen = readiness(&latches, None, vec![]);
         assert_eq!((seen.ready, seen.waiting_for), (false, vec!["listeners".to_owned()]));
         drop(listeners);
-        assert!(readiness(&latches, None).ready);
+        assert!(readiness(&latches, None, vec![]).ready);
     }
 
     #[test]
     fn a_read_only_volume_is_listed_but_ready() {
         let latches = ReadyLatches::new();
-        let seen = readiness(&latches, Some("fsync failed".to_owned()));
+        let seen = readiness(&latches, Some("fsync failed".to_owned()), vec![]);
         assert_eq!((seen.ready, seen.waiting_for), (true, vec!["volume is read-only: fsync failed".to_owned()]));
     }
 }

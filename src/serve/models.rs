@@ -9,7 +9,7 @@ use super::Door;
 use super::problem::Refused;
 use super::request::{Body, Name, blocking, query};
 use crate::model::ModelRef;
-use crate::wire::http::{ModelDetail, ModelInfo, ModelList, OpenRequest, ProblemBody, Removed};
+use crate::wire::http::{ModelDetail, ModelList, OpenRequest, Opened, ProblemBody, Removed};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,14 +57,13 @@ pub(super) async fn remove(State(door): State<Door>, Name(name): Name) -> Result
 #[utoipa::path(post, operation_id = "open_model", path = "/v1/opens", tag = "models",
     request_body = OpenRequest,
     responses(
-        (status = 200, description = "The current version", body = ModelInfo),
+        (status = 200, description = "The current version", body = Opened),
         (status = 400, description = "bad-request, bad-reference, bad-pattern",
             body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "not-local", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "not-ready: it is being pulled",
             body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn open(State(door): State<Door>, Body(asked): Body<OpenRequest>) -> Result<Json<ModelInfo>, Refused> {
-    let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
-    Ok(Json(blocking(&door, move |door| Ok(door.cache.open(&reference)?)).await?))
+pub(super) async fn open(State(door): State<Door>, Body(asked): Body<OpenRequest>) -> Result<Json<Opened>, Refused> {
+    Ok(Json(blocking(&door, move |door| Ok(door.cache.open_as(&asked)?)).await?))
 }

@@ -1,9 +1,10 @@
 //! Blobs: immutable bytes named by their digest.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use super::io::{self, allocated_bytes, look_at};
-use super::{Error, Volume};
+use super::{Error, Volume, sizes_differ};
 use crate::model::Digest;
 
 /// Bytes that are verified, durable, and named by their digest.
@@ -24,6 +25,18 @@ impl Volume {
     /// Size of a blob in bytes, if it is here as a regular file.
     pub fn blob_size(&self, digest: Digest) -> Result<Option<u64>, Error> {
         Ok(look_at(&self.layout.blob(digest))?.filter(|found| found.is_file()).map(|found| found.len()))
+    }
+
+    /// Opens a blob to read, with an open file description of its own.
+    pub fn open_blob(&self, digest: Digest, size: u64) -> Result<File, Error> {
+        let path = self.layout.blob(digest);
+        let corrupt = |found: String| Error::Corrupt { verb: "open", noun: "blob", path: path.clone(), found };
+        let file = io::open_file(&path)?.ok_or_else(|| corrupt("it is missing".into()))?;
+        let found = file.metadata().map_err(|e| corrupt(e.to_string()))?.len();
+        if found != size {
+            return Err(corrupt(sizes_differ(found, size)));
+        }
+        Ok(file)
     }
 
     /// Every blob, sorted by digest.

@@ -8,6 +8,8 @@
 //!        manifests/<64 hex>  canonical text, name = BLAKE3 of it
 //!        refs/<model id>     the records
 //!        pulls/<id>          pulls to resume
+//!        leases/<id>         leases that outlive their request
+//!        pins/<32 hex>       references that are kept; name = BLAKE3 of the reference, cut
 //!        quarantine/<64 hex> blobs found wrong
 //!        index-v1/           owned by `index`
 //!        public/             the only directory that pods see
@@ -128,6 +130,14 @@ impl Layout {
         self.root.join("pulls")
     }
 
+    pub(super) fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
     pub(super) fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
     }
@@ -137,8 +147,17 @@ impl Layout {
     }
 
     /// The directories only we may enter.
-    pub(super) fn private_dirs(&self) -> [PathBuf; 6] {
-        [self.blobs(), self.ingests(), self.manifests(), self.records(), self.pulls(), self.quarantine()]
+    pub(super) fn private_dirs(&self) -> [PathBuf; 8] {
+        [
+            self.blobs(),
+            self.ingests(),
+            self.manifests(),
+            self.records(),
+            self.pulls(),
+            self.leases(),
+            self.pins(),
+            self.quarantine(),
+        ]
     }
 
     /// Whether a root that has no `FORMAT` may hold this name and still be new: what an interrupted first start left,

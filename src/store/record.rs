@@ -1,20 +1,11 @@
-//! Small files written whole: manifests, the records that name models, and the pulls to resume.
+//! Small files written whole: manifests, and the records that name models.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::io::{names_in, read_small};
 use super::layout::Scratch;
 use super::{Error, Volume};
-use crate::model::{Digest, Manifest, ModelId, ModelRef, Record, RelPath};
-
-/// A pull that is resumed when the process starts again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingPull {
-    /// Its id: one path component.
-    pub id: String,
-    /// What it pulls.
-    pub reference: ModelRef,
-}
+use crate::model::{Digest, Manifest, ModelId, Record};
 
 impl Volume {
     /// Writes a manifest under its digest. Durable on return; its blobs must be so before.
@@ -87,42 +78,9 @@ impl Volume {
         self.disk.unlink(&path)?;
         self.sync_parent(&path)
     }
-
-    /// Notes that a pull is under way. Durable on return.
-    pub fn write_pending_pull(&self, pull: &PendingPull) -> Result<(), Error> {
-        let path = self.pending_pull_path(&pull.id)?;
-        self.disk.replace(&self.layout.scratch(Scratch::File), &path, &json_line(pull), 0o600)
-    }
-
-    /// The pull has ended.
-    pub fn remove_pending_pull(&self, id: &str) -> Result<(), Error> {
-        let path = self.pending_pull_path(id)?;
-        self.disk.unlink(&path).map(drop)
-    }
-
-    /// Pulls to resume after a restart, sorted by id. A file that cannot be read is left out: a lost note costs only
-    /// that somebody has to ask again.
-    pub fn pending_pulls(&self) -> Result<Vec<PendingPull>, Error> {
-        let mut pulls = Vec::new();
-        for name in names_in(&self.layout.pulls())? {
-            let bytes = read_small(&self.layout.pulls().join(&name)).ok().flatten().unwrap_or_default();
-            match serde_json::from_slice::<PendingPull>(&bytes) {
-                Ok(pull) if pull.id == name => pulls.push(pull),
-                _ => tracing::warn!(name, "a pending pull cannot be read and is not resumed"),
-            }
-        }
-        Ok(pulls)
-    }
-
-    fn pending_pull_path(&self, id: &str) -> Result<std::path::PathBuf, Error> {
-        // A slash would make it another directory's file.
-        let name = RelPath::new(&id.replace('/', "//"));
-        let name = name.map_err(|source| Error::Name { noun: "a pending pull", source })?;
-        Ok(self.layout.pulls().join(name.as_path()))
-    }
 }
 
-fn json_line(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn json_line(value: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("our own plain structs become JSON");
     line.push(b'\n');
     line
@@ -132,7 +90,7 @@ fn json_line(value: &impl Serialize) -> Vec<u8> {
 pub(super) mod tests {
     use super::*;
     use crate::fault::{Code, Diagnose};
-    use crate::model::ManifestFile;
+    use crate::model::{ManifestFile, ModelRef, RelPath};
     use crate::store::snapshot_path;
     use std::fs;
 
@@ -223,24 +181,5 @@ pub(super) mod tests {
         volume.write_record(&record).unwrap();
         assert_eq!(fs::read_to_string(&outside).unwrap(), "precious");
         assert_eq!(volume.records().unwrap().0, [record]);
-    }
-
-    #[test]
-    fn pending_pulls_survive_and_garbage_is_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let pull = |id: &str| PendingPull { id: id.into(), reference: "hf://o/n@main".parse().unwrap() };
-        let volume = Volume::open(dir.path()).unwrap();
-        for id in ["1", "2"] {
-            volume.write_pending_pull(&pull(id)).unwrap();
-        }
-        fs::write(dir.path().join("pulls/3"), "{").unwrap();
-        fs::write(dir.path().join("pulls/4"), fs::read(dir.path().join("pulls/1")).unwrap()).unwrap();
-        volume.remove_pending_pull("1").unwrap();
-        drop(volume);
-        let volume = Volume::open(dir.path()).unwrap();
-        assert_eq!(volume.pending_pulls().unwrap(), [pull("2")]);
-        for id in ["", "..", "a/b", "../refs/x"] {
-            assert_eq!(volume.write_pending_pull(&pull(id)).unwrap_err().code(), Code::UnsafeName, "{id}");
-        }
     }
 }

@@ -18,6 +18,25 @@ pub struct PullRequest {
     /// Patterns of files to leave.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Pin the reference too: what it means is kept until it is unpinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pin: bool,
+    /// Bring the model into the page cache when it is ready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
+}
+
+impl PullRequest {
+    /// A pull of all that the reference says, and nothing besides.
+    pub fn of(reference: impl ToString) -> PullRequest {
+        PullRequest {
+            reference: reference.to_string(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            pin: false,
+            warm: false,
+        }
+    }
 }
 
 /// Where a pull stands.
@@ -160,6 +179,12 @@ pub struct ModelInfo {
     pub confirmed_at: String,
     /// RFC 3339; when it was last opened, if ever.
     pub opened_at: Option<String>,
+    /// Whether its reference is pinned and this is the version that is kept for it.
+    pub pinned: bool,
+    /// Leases on this version.
+    pub leases: u64,
+    /// Bytes of it that are in the page cache, where that was asked for and the kernel tells.
+    pub resident_bytes: Option<u64>,
 }
 
 /// A model with its files.
@@ -202,6 +227,146 @@ pub struct OpenRequest {
     /// Patterns of files, as in the pull.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Take a lease that outlives the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseTerms>,
+    /// Start to bring the model into the page cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
+}
+
+impl OpenRequest {
+    /// An open of what the reference says, without a lease that outlives it.
+    pub fn of(reference: impl ToString) -> OpenRequest {
+        OpenRequest {
+            reference: reference.to_string(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            lease: None,
+            warm: false,
+        }
+    }
+}
+
+/// For whom a lease is taken, and for how long. At least one of `pod`, `holder` and `ttl_seconds`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseTerms {
+    /// It ends when this pod is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodIdentity>,
+    /// It ends when somebody releases it; asking again with the same name renews it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// It ends after as many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A pod, as the downward API names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PodIdentity {
+    /// `metadata.uid`
+    pub uid: String,
+    /// `metadata.namespace`
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+}
+
+/// Who holds a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HolderKind {
+    /// A pod; until it is gone.
+    Pod,
+    /// Somebody with a name; until it is released.
+    Name,
+    /// A connection to the socket; until it is closed.
+    Connection,
+}
+
+/// A lease: somebody uses this version now, and nothing of it is taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaseInfo {
+    /// Names the lease. Hard to guess: who knows it may release it.
+    pub id: String,
+    /// The id of the version.
+    pub model: String,
+    /// What was opened.
+    pub reference: String,
+    /// The version.
+    pub version: String,
+    /// What kind of holder.
+    pub kind: HolderKind,
+    /// The holder in words: `namespace/pod`, a name, or the process at the other end.
+    pub holder: String,
+    /// RFC 3339; when it was taken.
+    pub since: String,
+    /// RFC 3339; when it ends by itself, if time ends it.
+    pub expires_at: Option<String>,
+}
+
+/// All leases, oldest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LeaseList {
+    /// The leases.
+    pub leases: Vec<LeaseInfo>,
+}
+
+/// A model that was opened, and the lease that was taken on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Opened {
+    /// The model.
+    #[serde(flatten)]
+    pub model: ModelInfo,
+    /// The lease, if one was asked for.
+    pub lease: Option<LeaseInfo>,
+}
+
+/// Asks for a reference to be pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// What to pin. It is pulled if it is not local.
+    pub reference: String,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+/// Who wants a reference kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinnedBy {
+    /// Somebody asked for it; until somebody unpins it.
+    Operator,
+    /// The configuration lists it; until it no longer does.
+    Config,
+}
+
+/// A reference that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PinInfo {
+    /// What is pinned, in canonical form.
+    pub reference: String,
+    /// Who wants it kept; both may.
+    pub by: Vec<PinnedBy>,
+    /// RFC 3339; when it was first pinned.
+    pub since: String,
+    /// The id of the version that is kept, if one is local.
+    pub model: Option<String>,
+}
+
+/// All pins, by reference.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PinList {
+    /// The pins.
+    pub pins: Vec<PinInfo>,
 }
 
 /// What a removal did.
@@ -222,6 +387,21 @@ pub struct Readiness {
     pub waiting_for: Vec<String>,
     /// The program's version.
     pub version: String,
+    /// How this node does things where it depends on the kernel, the file system or our rights.
+    pub details: Vec<Detail>,
+}
+
+/// One thing that depends on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detail {
+    /// What it is about, such as `descriptors`.
+    pub name: String,
+    /// How it is, such as `read-only mount`.
+    pub state: String,
+    /// What it means for whoever runs this node, and what would change it.
+    pub means: String,
+    /// Whether it is as good as it can be.
+    pub best: bool,
 }
 
 /// An error, as RFC 9457 says it (`application/problem+json`).

@@ -105,11 +105,11 @@ fn reference(root: &Path) -> String {
 }
 
 fn wanted(reference: &str) -> PullRequest {
-    PullRequest { reference: reference.to_owned(), include: vec![], exclude: vec![] }
+    PullRequest::of(reference)
 }
 
 fn to_open(reference: &str) -> OpenRequest {
-    OpenRequest { reference: reference.to_owned(), include: vec![], exclude: vec![] }
+    OpenRequest::of(reference)
 }
 
 fn json(answer: &str) -> serde_json::Value {
@@ -130,23 +130,23 @@ async fn a_model_is_pulled_followed_opened_listed_and_removed() {
     assert_eq!(node.client.pulls().await.unwrap()[0].id, ended.id);
 
     let opened = node.client.open(&to_open(&origin)).await.unwrap();
-    assert_eq!(Some(&opened.path), ended.path.as_ref());
-    assert_eq!(fs::read_to_string(PathBuf::from(&opened.path).join("weights/a.bin")).unwrap(), "bytes");
+    assert_eq!(Some(&opened.model.path), ended.path.as_ref());
+    assert_eq!(fs::read_to_string(PathBuf::from(&opened.model.path).join("weights/a.bin")).unwrap(), "bytes");
 
     let listed = node.client.models().await.unwrap();
-    assert_eq!(listed.iter().map(|model| &model.id).collect::<Vec<_>>(), [&opened.id]);
-    for name in [&opened.id, &origin] {
+    assert_eq!(listed.iter().map(|model| &model.id).collect::<Vec<_>>(), [&opened.model.id]);
+    for name in [&opened.model.id, &origin] {
         let detail = node.client.model(name).await.unwrap();
         let files: Vec<_> = detail.manifest_files.iter().map(|file| (file.path.as_str(), file.size)).collect();
         assert_eq!(files, [("config.json", 2), ("weights/a.bin", 5)], "by {name}");
     }
 
     let removed = node.client.remove(&origin).await.unwrap();
-    assert_eq!(removed.models[0].id, opened.id);
+    assert_eq!(removed.models[0].id, opened.model.id);
     // Counted in blocks of the file system.
     assert!(removed.freed_bytes >= 7, "{}", removed.freed_bytes);
     assert!(node.client.models().await.unwrap().is_empty());
-    assert_eq!(node.client.model(&opened.id).await.unwrap_err().code, Code::NotLocal);
+    assert_eq!(node.client.model(&opened.model.id).await.unwrap_err().code, Code::NotLocal);
 }
 
 #[tokio::test(flavor = "multi_thread")]

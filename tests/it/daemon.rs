@@ -337,7 +337,7 @@ async fn sigterm_drains_and_the_next_start_resumes() {
     idle.read_exact(&mut answer).await.unwrap();
     // Followers: the API's and a person's.
     let client = Client::new(&home.socket());
-    let wanted = PullRequest { reference: origin.reference(), include: vec![], exclude: vec![] };
+    let wanted = PullRequest::of(origin.reference());
     let pull = client.pull(&wanted).await.unwrap();
     let followed = client.watch(&pull.id).await.unwrap();
     let mut person = home.start(&["pull", &origin.reference()]);
