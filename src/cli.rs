@@ -5,6 +5,8 @@
 
 mod demo;
 mod door;
+mod leases;
+mod pins;
 mod progress;
 mod report;
 mod table;
@@ -25,6 +27,7 @@ use crate::model::{Bytes, ModelId, ModelRef};
 use crate::wire::http::{ModelInfo, ModelList, OpenRequest, Phase, PullList, PullStatus};
 
 use door::Door;
+use leases::LeaseFor;
 use progress::{Followed, Reporter};
 use report::{json, out, say};
 use table::Align;
@@ -69,6 +72,16 @@ enum Command {
     /// Remove a model
     #[command(visible_alias = "rm")]
     Remove(Remove),
+    /// List who uses which model
+    Leases(Rendering),
+    /// Release a lease
+    Release(Release),
+    /// List the references that are kept
+    Pins(Rendering),
+    /// Keep a reference: pull it if it is not local, and never let it go by itself
+    Pin(PinWords),
+    /// Take a pin back; the model stays until it is removed
+    Unpin(PinWords),
     /// List the pulls of the daemon
     Pulls(Rendering),
     /// Stop a pull of the daemon; its bytes stay for the next one
@@ -95,6 +108,9 @@ struct Pull {
     /// Wait until the model is there (the default)
     #[arg(long)]
     wait: bool,
+    /// Pin the reference too, as `larder pin` does
+    #[arg(long)]
+    pin: bool,
     #[command(flatten)]
     rendering: Rendering,
 }
@@ -107,6 +123,8 @@ struct Open {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
+    lease: LeaseFor,
+    #[command(flatten)]
     rendering: Rendering,
 }
 
@@ -115,6 +133,23 @@ struct Remove {
     /// A reference (all its versions), or the id of one version
     #[arg(value_name = "REF|ID")]
     name: String,
+    #[command(flatten)]
+    rendering: Rendering,
+}
+
+#[derive(Debug, Args)]
+struct Release {
+    /// The id, as `larder leases` shows it
+    id: String,
+    #[command(flatten)]
+    rendering: Rendering,
+}
+
+/// The words of `larder pin` and `larder unpin`.
+#[derive(Debug, Args)]
+struct PinWords {
+    #[command(flatten)]
+    target: Target,
     #[command(flatten)]
     rendering: Rendering,
 }
@@ -196,6 +231,8 @@ enum Error {
     Cancelled { reference: String },
     #[error("cannot follow the pull of `{reference}`: nothing more is heard of it")]
     Lost { reference: String },
+    #[error("cannot take a lease for this pod: {} {} not set", missing.join(", "), if missing.len() == 1 { "is" } else { "are" })]
+    NoPod { missing: Vec<&'static str> },
     #[error("cannot write the result: {why}")]
     Output { why: String },
     #[error("cannot start the program: {why}")]
@@ -211,6 +248,7 @@ impl Diagnose for Error {
             Error::StoppedWaiting { .. } | Error::StoppedPulling { .. } | Error::Cancelled { .. } => {
                 Code::PullCancelled
             }
+            Error::NoPod { .. } => Code::BadRequest,
             Error::Output { .. } => Code::DiskError,
             Error::Start { .. } | Error::Bug { .. } => Code::InternalError,
         }
@@ -227,6 +265,11 @@ impl Diagnose for Error {
             Error::StoppedWaiting { id, .. } => format!("`larder cancel {id}` stops it"),
             Error::StoppedPulling { reference, .. } | Error::Cancelled { reference } | Error::Lost { reference } => {
                 format!("`larder pull '{reference}'` goes on from there")
+            }
+            Error::NoPod { .. } => {
+                "set them from the downward API: `env: [{name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}, …]` \
+                 (metadata.namespace, metadata.name)"
+                    .to_owned()
             }
             Error::Output { .. } => "look at where standard output goes".to_owned(),
             Error::Start { .. } => "look at the limits of this process: threads, open files".to_owned(),
@@ -254,6 +297,11 @@ impl Cli {
         match &self.command {
             Command::Pull(Pull { rendering, .. })
             | Command::List(rendering)
+            | Command::Leases(rendering)
+            | Command::Release(Release { rendering, .. })
+            | Command::Pins(rendering)
+            | Command::Pin(PinWords { rendering, .. })
+            | Command::Unpin(PinWords { rendering, .. })
             | Command::Open(Open { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
             | Command::Pulls(rendering)
@@ -286,11 +334,16 @@ pub fn report(cli: &Cli, problem: &Problem) -> ExitCode {
 async fn obey(cli: &Cli) -> Result<(), Problem> {
     let output = cli.output();
     match &cli.command {
-        Command::Serve => daemon::run(&cli.load()?).await,
+        Command::Serve => daemon::run(&cli.load()?, || cli.load()).await,
         Command::Pull(pull) => self::pull(cli, pull).await,
         Command::List(_) => list(&cli.load()?, output).await,
         Command::Open(open) => self::open(cli, open).await,
         Command::Remove(remove) => self::remove(&cli.load()?, &remove.name, output).await,
+        Command::Leases(_) => leases::list(&cli.load()?, output).await,
+        Command::Release(Release { id, .. }) => leases::release(&cli.load()?, id, output).await,
+        Command::Pins(_) => pins::list(&cli.load()?, output).await,
+        Command::Pin(words) => pins::pin(cli, words).await,
+        Command::Unpin(words) => pins::unpin(cli, words).await,
         Command::Pulls(_) => pulls(&cli.load()?, output).await,
         Command::Cancel(Cancel { id, .. }) => cancel(&cli.load()?, id, output).await,
         Command::Config(ConfigCommand::Show { key, .. }) => show(&cli.load()?, key.as_deref(), output),
@@ -317,6 +370,12 @@ async fn pull(cli: &Cli, pull: &Pull) -> Result<(), Problem> {
         door.close().await;
         let socket = config.serve.socket;
         return Err(Error::NobodyToLeaveItTo { reference: reference.to_string(), socket }.into());
+    }
+    if pull.pin
+        && let Err(problem) = door.pin(&reference).await
+    {
+        door.close().await;
+        return Err(problem);
     }
     let done = if pull.detach {
         hand_over(&door, &reference, cli.output()).await
@@ -437,8 +496,11 @@ fn model_table(models: &[ModelInfo]) -> String {
 
 async fn open(cli: &Cli, open: &Open) -> Result<(), Problem> {
     let reference = open.target.parse()?;
-    let door = Door::to_read(&cli.load()?).await?;
-    let asked = OpenRequest::of(&reference);
+    let asked =
+        OpenRequest { lease: open.lease.terms(|name| std::env::var(name).ok())?, ..OpenRequest::of(&reference) };
+    let config = cli.load()?;
+    // A lease is written down, an open is not.
+    let door = if asked.lease.is_some() { Door::to_change(&config).await? } else { Door::to_read(&config).await? };
     let opened = match door.open(&asked).await {
         Err(problem) if open.wait && matches!(problem.code, Code::NotLocal | Code::NotReady) => {
             match wait_for(&door, &reference, cli, false).await {

@@ -12,8 +12,8 @@ use url::Url;
 
 use crate::fault::{Code, Problem};
 use crate::wire::http::{
-    ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, ProblemBody, PullList, PullRequest, PullStatus, Readiness,
-    Removed,
+    LeaseInfo, LeaseList, ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest,
+    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -124,6 +124,31 @@ impl Client {
     /// A model with its files, by id or by reference.
     pub async fn model(&self, name: &str) -> Result<ModelDetail, Problem> {
         self.ask(self.request(Method::GET, &["v1", "models", name])).await
+    }
+
+    /// The leases, oldest first.
+    pub async fn leases(&self) -> Result<Vec<LeaseInfo>, Problem> {
+        Ok(self.ask::<LeaseList>(self.request(Method::GET, &["v1", "leases"])).await?.leases)
+    }
+
+    /// Releases a lease that is not a connection.
+    pub async fn release(&self, id: &str) -> Result<LeaseInfo, Problem> {
+        self.ask(self.request(Method::DELETE, &["v1", "leases", id])).await
+    }
+
+    /// Pins a reference; the daemon pulls it if it is not local.
+    pub async fn pin(&self, request: &PinRequest) -> Result<PinInfo, Problem> {
+        self.ask(self.request(Method::POST, &["v1", "pins"]).json(request)).await
+    }
+
+    /// The pins, by reference.
+    pub async fn pins(&self) -> Result<Vec<PinInfo>, Problem> {
+        Ok(self.ask::<PinList>(self.request(Method::GET, &["v1", "pins"])).await?.pins)
+    }
+
+    /// Unpins a reference.
+    pub async fn unpin(&self, reference: &str) -> Result<PinInfo, Problem> {
+        self.ask(self.request(Method::DELETE, &["v1", "pins", reference])).await
     }
 
     /// Removes a model by id, or all versions of a reference.

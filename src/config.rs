@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::cache::CacheConfig;
 use crate::fault::{Code, Diagnose};
-use crate::model::Bytes;
+use crate::model::{Bytes, ModelRef};
 use crate::telemetry::LogFormat;
 
 pub use setting::{Fallback, SETTINGS, Setting};
@@ -63,6 +63,8 @@ pub struct PullConfig {
     pub stall_timeout: Duration,
     /// Failures in a row, without a byte of progress.
     pub retries: u32,
+    /// What is pulled at start and kept.
+    pub pinned: Vec<ModelRef>,
 }
 
 /// Where the daemon answers.
@@ -208,6 +210,7 @@ impl Config {
             }
             let text = match setting.default {
                 Fallback::Text(text) => Ok(text.to_owned()),
+                Fallback::EmptyList => Ok(String::new()),
                 Fallback::Root => surroundings.root(),
                 Fallback::Socket => default_socket(&config, surroundings),
             };
@@ -238,6 +241,13 @@ impl Config {
         &self.effective
     }
 
+    /// The keys whose values differ from `other`'s, in the order of [`SETTINGS`].
+    pub fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let value =
+            |config: &Config, key: &str| config.effective.iter().find(|e| e.key == key).map(|e| e.value.clone());
+        SETTINGS.iter().map(|s| s.key).filter(|key| value(self, key) != value(other, key)).collect()
+    }
+
     /// Whether the socket was named for this command, so that a daemon must answer on it.
     pub fn socket_is_explicit(&self) -> bool {
         self.effective.iter().any(|e| e.key == "serve.socket" && e.origin.is_explicit())
@@ -261,7 +271,13 @@ impl Config {
     fn blank() -> Config {
         Config {
             volume: VolumeConfig { root: PathBuf::new(), quota: None, min_free: Bytes(0) },
-            pull: PullConfig { memory: Bytes(0), connections: 0, stall_timeout: Duration::ZERO, retries: 0 },
+            pull: PullConfig {
+                memory: Bytes(0),
+                connections: 0,
+                stall_timeout: Duration::ZERO,
+                retries: 0,
+                pinned: Vec::new(),
+            },
             serve: ServeConfig { socket: PathBuf::new(), listen: None },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
@@ -636,6 +652,41 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_references_is_read_from_the_file_and_from_a_variable() {
+        let read = |config: Config| config.pull.pinned.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let expected = ["hf://o/a@main", "s3://bucket/p"];
+        let (home, surroundings) = user(&[]);
+        write(&home, "[pull]\npinned = [\n  \"hf://o/a\",\n  \"s3://bucket/p\",\n  \"hf://o/a@main\",\n]\n");
+        assert_eq!(read(Config::load(&Flags::default(), &surroundings).unwrap()), expected);
+        let (_home, surroundings) = user(&[("LARDER_PULL_PINNED", " hf://o/a\n s3://bucket/p ")]);
+        assert_eq!(read(Config::load(&Flags::default(), &surroundings).unwrap()), expected);
+
+        let (home, surroundings) = user(&[]);
+        for (wrong, says) in [
+            ("\"hf://o/a\"", "it is of type string, not a list"),
+            ("[1]", "it is not a list"),
+            ("[\"hf://o/a s3://bucket/p\"]", "it is not a list"),
+            ("[\"ftp://o/a\"]", "`ftp://` is not supported"),
+        ] {
+            let file = write(&home, &format!("[pull]\npinned = {wrong}\n"));
+            let told = problems(&Flags::default(), &surroundings);
+            assert!(told.len() == 1 && told[0].starts_with(&format!("{}:2 pull.pinned: ", file.display())), "{told:?}");
+            assert!(told[0].contains(says), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_differs_between_two_configurations_is_told_by_key() {
+        let (_home, one) = user(&[]);
+        let (_home, other) =
+            user(&[("LARDER_PULL_PINNED", "hf://o/a"), ("LARDER_PULL_RETRIES", "1"), ("LARDER_ROOT", "/x")]);
+        let load = |surroundings| Config::load(&Flags::default(), surroundings).unwrap();
+        assert_eq!(load(&one).differences(&load(&one)), [] as [&str; 0]);
+        let differences = load(&one).differences(&load(&other));
+        assert_eq!(differences, ["volume.root", "pull.retries", "pull.pinned", "serve.socket"]);
+    }
+
+    #[test]
     fn limits_hold_at_both_ends() {
         for (name, value, good) in [
             ("LARDER_PULL_MEMORY", "8MiB", true),
@@ -706,6 +757,7 @@ mod tests {
             text.push_str(&match setting.default {
                 Fallback::Text(value) if value.parse::<u64>().is_ok() => format!("{name} = {value}\n"),
                 Fallback::Text(value) => format!("{name} = \"{value}\"\n"),
+                Fallback::EmptyList => format!("{name} = []\n"),
                 Fallback::Root => format!("# {name} = \"/var/lib/larder\"\n"),
                 Fallback::Socket => format!("# {name} = \"/run/larder/larder.sock\"\n"),
             });

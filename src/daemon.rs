@@ -8,17 +8,18 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, NobodyKnows};
 use crate::config::Config;
 use crate::fault::{Code, Problem};
 use crate::serve::{self, Door, ReadyLatches};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
 
-/// How often what is only in memory is written.
-const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// How often the daemon does what nobody asks for.
+const TEND_EVERY: Duration = Duration::from_secs(5);
 /// How long a drain waits for pulls to pause.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -40,23 +41,48 @@ pub async fn build_view(config: &Config) -> Result<Cache, Problem> {
     Ok(blocking(move || Cache::view(config, Arc::new(Metrics::new()))).await??)
 }
 
-/// Logs as configured, runs until SIGTERM or SIGINT, then drains.
-pub async fn run(config: &Config) -> Result<(), Problem> {
+/// Logs as configured, runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration again with `reload`.
+pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) -> Result<(), Problem> {
     telemetry::init(config.log.format, &config.log.filter).map_err(|error| {
         let action = "write `log.filter` as in `info` or `info,larder=debug`";
         Problem::new(Code::ConfigInvalid, format!("cannot start logging: {error}"), action)
     })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
     let daemon = Daemon::start(config).await?;
-    let asked = async {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+    let (cache, mut config) = (daemon.cache.clone(), config.clone());
+    let asked = async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return "SIGTERM",
+                _ = interrupt.recv() => return "SIGINT",
+                _ = hangup.recv() => config = reloaded(&cache, config, reload()).await,
+            }
         }
     };
     daemon.run_until(asked).await;
     Ok(())
+}
+
+/// Applies what can change while the daemon runs, and says what cannot. A configuration with mistakes changes nothing.
+async fn reloaded(cache: &Cache, running: Config, read: Result<Config, Problem>) -> Config {
+    let next = match read {
+        Ok(next) => next,
+        Err(problem) => {
+            tracing::error!(code = %problem.code, "the configuration is not applied: {problem}");
+            return running;
+        }
+    };
+    let changed = next.differences(&running);
+    let (applied, later): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| *key == "pull.pinned");
+    let (cache, pinned) = (cache.clone(), next.pull.pinned.clone());
+    // Also when the list is as before: what could not be pulled then is tried again now.
+    if let Err(problem) = blocking(move || cache.keep_pinned(&pinned)).await {
+        tracing::error!(code = %problem.code, "the pinned models are not applied: {problem}");
+    }
+    tracing::info!(?applied, at_the_next_start = ?later, "configuration read again");
+    next
 }
 
 /// A daemon that is up: its volume is recovered and its doors are open.
@@ -71,7 +97,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Order: volume and recovery, then the doors, then the pulls a former run left. Ready when it returns.
+    /// Order: volume and recovery, then the doors, then the pulls a former run left and what is pinned. Ready when it
+    /// returns.
     pub async fn start(config: &Config) -> Result<Daemon, Problem> {
         let (cache, metrics) = build_cache(config).await?;
         let latches = ReadyLatches::new();
@@ -88,8 +115,13 @@ impl Daemon {
         let doors = listeners.into_iter();
         let doors = doors.map(|l| tokio::spawn(serve::listen(l, router.clone(), shutdown.clone()))).collect();
 
-        let resuming = cache.clone();
-        blocking(move || resuming.resume_pending()).await?;
+        let (resuming, pinned) = (cache.clone(), config.pull.pinned.clone());
+        blocking(move || {
+            resuming.resume_pending();
+            resuming.keep_pinned(&pinned);
+            resuming.pull_pinned();
+        })
+        .await?;
         let tending = tokio::spawn(tend(cache.clone()));
         drop(starting);
         tracing::info!(
@@ -127,14 +159,60 @@ impl Daemon {
     }
 }
 
-/// Writes recency from time to time, so that a crash loses seconds of it.
+/// Does from time to time what nobody asks for: writes recency, so that a crash loses seconds of it; ends leases; pulls
+/// what is pinned and not here.
 async fn tend(cache: Cache) {
-    let mut ticks = tokio::time::interval(FLUSH_EVERY);
+    let mut ticks = tokio::time::interval(TEND_EVERY);
+    let mut missing = Backoff::new();
     loop {
         ticks.tick().await;
-        let cache = cache.clone();
-        if blocking(move || cache.flush()).await.is_err() {
+        let tended = cache.clone();
+        let due = missing.is_due(cache.lacks_pinned());
+        let work = blocking(move || {
+            tended.flush();
+            tended.end_leases(&NobodyKnows);
+            if due {
+                tended.pull_pinned();
+            }
+        });
+        if work.await.is_err() {
             return;
+        }
+    }
+}
+
+/// When to try again what keeps failing: at first soon, then ever less often.
+struct Backoff {
+    wait: Duration,
+    due: Option<Instant>,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_secs(3600);
+
+    fn new() -> Backoff {
+        Backoff { wait: Backoff::FIRST, due: None }
+    }
+
+    /// Whether to try now, when `needed`.
+    fn is_due(&mut self, needed: bool) -> bool {
+        if !needed {
+            *self = Backoff::new();
+            return false;
+        }
+        let now = Instant::now();
+        match self.due {
+            Some(due) if now >= due => {
+                self.wait = (self.wait * 2).min(Backoff::LONGEST);
+                self.due = Some(now + self.wait);
+                true
+            }
+            Some(_) => false,
+            None => {
+                self.due = Some(now + self.wait);
+                false
+            }
         }
     }
 }
@@ -146,4 +224,26 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 fn no_signals(error: std::io::Error) -> Problem {
     Problem::new(Code::InternalError, format!("cannot listen for signals: {error}"), REPORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_failing_is_tried_ever_less_often_and_afresh_when_it_is_needed_again() {
+        let mut backoff = Backoff::new();
+        let mut tried = Vec::new();
+        for minute in 0..300u64 {
+            if backoff.is_due(true) {
+                tried.push(minute);
+            }
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!(tried, [1, 3, 7, 15, 31, 63, 123, 183, 243]);
+        assert!(!backoff.is_due(false));
+        assert!(!backoff.is_due(true));
+        tokio::time::advance(Backoff::FIRST).await;
+        assert!(backoff.is_due(true));
+    }
 }

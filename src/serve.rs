@@ -3,7 +3,9 @@
 
 mod health;
 pub mod http;
+mod leases;
 mod models;
+mod pins;
 mod problem;
 mod pulls;
 mod request;

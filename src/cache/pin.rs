@@ -48,7 +48,12 @@ impl Cache {
         }
     }
 
-    /// Pulls every pinned reference that is not local and not on its way: after a start, and after a removal.
+    /// Whether a pinned reference is not local.
+    pub fn lacks_pinned(&self) -> bool {
+        self.0.ledger.pins().iter().any(|pinned| self.0.ledger.current(&pinned.reference).is_none())
+    }
+
+    /// Pulls every pinned reference that is not local; one that is on its way is joined. Needs a tokio runtime.
     pub fn pull_pinned(&self) {
         for pinned in self.0.ledger.pins() {
             if self.0.ledger.current(&pinned.reference).is_none()

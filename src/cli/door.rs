@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
-use crate::wire::http::{ModelInfo, OpenRequest, Opened, PullRequest, PullStatus, Removed};
+use crate::wire::http::{
+    LeaseInfo, ModelInfo, OpenRequest, Opened, PinInfo, PinRequest, PullRequest, PullStatus, Removed,
+};
 
 /// Longest wait for pulls to stop where they are, when this process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -89,6 +91,58 @@ impl Door {
             Door::Here(cache) => {
                 let (cache, asked) = (cache.clone(), asked.clone());
                 Ok(blocking(move || cache.open_as(&asked)).await??)
+            }
+        }
+    }
+
+    /// The leases, oldest first.
+    pub(super) async fn leases(&self) -> Result<Vec<LeaseInfo>, Problem> {
+        match self {
+            Door::Daemon(client) => client.leases().await,
+            Door::Here(cache) => Ok(cache.leases()),
+        }
+    }
+
+    /// Releases a lease.
+    pub(super) async fn release(&self, id: &str) -> Result<LeaseInfo, Problem> {
+        match self {
+            Door::Daemon(client) => client.release(id).await,
+            Door::Here(cache) => {
+                let (cache, id) = (cache.clone(), id.to_owned());
+                Ok(blocking(move || cache.release(&id)).await??)
+            }
+        }
+    }
+
+    /// The pins, by reference.
+    pub(super) async fn pins(&self) -> Result<Vec<PinInfo>, Problem> {
+        match self {
+            Door::Daemon(client) => client.pins().await,
+            Door::Here(cache) => Ok(cache.pins()),
+        }
+    }
+
+    /// Pins a reference. A daemon begins to pull it; here, the caller pulls it.
+    pub(super) async fn pin(&self, reference: &ModelRef) -> Result<PinInfo, Problem> {
+        match self {
+            Door::Daemon(client) => {
+                let request = PinRequest { reference: reference.to_string(), include: vec![], exclude: vec![] };
+                client.pin(&request).await
+            }
+            Door::Here(cache) => {
+                let (cache, reference) = (cache.clone(), reference.clone());
+                Ok(blocking(move || cache.pin(&reference)).await??)
+            }
+        }
+    }
+
+    /// Unpins a reference.
+    pub(super) async fn unpin(&self, reference: &ModelRef) -> Result<PinInfo, Problem> {
+        match self {
+            Door::Daemon(client) => client.unpin(&reference.to_string()).await,
+            Door::Here(cache) => {
+                let (cache, reference) = (cache.clone(), reference.clone());
+                Ok(blocking(move || cache.unpin(&reference)).await??)
             }
         }
     }

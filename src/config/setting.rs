@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::Config;
-use crate::model::Bytes;
+use crate::model::{Bytes, ModelRef};
 use crate::telemetry::LogFormat;
 
 const KIB: u64 = 1 << 10;
@@ -18,8 +18,10 @@ const PB: u64 = 1_000_000_000_000_000;
 
 /// The longest path a Unix socket can be bound to (`sun_path` without its NUL), in bytes.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// Longest value of any setting, in bytes.
+/// Longest value of any setting but a list, in bytes.
 const MAX_VALUE_BYTES: usize = 4096;
+/// Most references of a list.
+const MAX_REFERENCES: usize = 1_000;
 
 /// One key: where it is written, what it takes, and what it is for.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub enum Fallback {
     Root,
     /// A socket that depends on the user and on the root.
     Socket,
+    /// A list with nothing in it.
+    EmptyList,
 }
 
 impl Fallback {
@@ -53,6 +57,7 @@ impl Fallback {
     pub fn text(self) -> &'static str {
         match self {
             Fallback::Text(text) => text,
+            Fallback::EmptyList => "an empty list",
             Fallback::Root => "`$XDG_DATA_HOME/larder` or `~/.local/share/larder`; for root `/var/lib/larder`",
             Fallback::Socket => {
                 "`$XDG_RUNTIME_DIR/larder/larder.sock`, without it `<root>/larder.sock`; for root \
@@ -74,6 +79,8 @@ pub(super) enum Slot {
     Time(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
     /// An address and a port, or `off`.
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
+    /// A list; in a text, blanks separate its members.
+    References(fn(&mut Config) -> &mut Vec<ModelRef>),
     Format(fn(&mut Config) -> &mut LogFormat),
     Filter(fn(&mut Config) -> &mut String),
 }
@@ -138,6 +145,15 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Count(|c| &mut c.pull.retries, 0..=100),
     },
     Setting {
+        key: "pull.pinned",
+        env: "LARDER_PULL_PINNED",
+        flag: None,
+        default: Fallback::EmptyList,
+        doc: "References that are pulled when the daemon starts, and kept: the pre-warm list. SIGHUP applies a changed list \
+              to a running daemon.",
+        slot: Slot::References(|c| &mut c.pull.pinned),
+    },
+    Setting {
         key: "serve.socket",
         env: "LARDER_SOCKET",
         flag: Some("--socket"),
@@ -189,6 +205,11 @@ impl Setting {
                 format!("a duration from {} to {}", time_text(limits.start()), time_text(limits.end()))
             }
             Slot::Listen(_) => "an IP address and a port, or `off`".to_owned(),
+            Slot::References(_) => {
+                format!(
+                    "a list of at most {MAX_REFERENCES} references without blanks; in a variable, blanks separate them"
+                )
+            }
             Slot::Format(_) => "`auto`, `text` or `json`".to_owned(),
             Slot::Filter(_) => "a filter as in `RUST_LOG`".to_owned(),
         }
@@ -197,8 +218,22 @@ impl Setting {
     /// A value of the file as text. Sizes and numbers may be written as TOML integers, everything else is a string.
     pub(super) fn text_of(&self, value: &DeValue<'_>) -> Result<String, String> {
         let number = matches!(self.slot, Slot::Size(..) | Slot::Quota(..) | Slot::Count(..));
+        let list = matches!(self.slot, Slot::References(_));
         match value {
-            DeValue::String(text) if !matches!(self.slot, Slot::Count(..)) => Ok(text.to_string()),
+            DeValue::Array(members) if list => {
+                let text = |member: &DeValue<'_>| match member {
+                    DeValue::String(text) if !text.contains(char::is_whitespace) && !text.is_empty() => {
+                        Ok(text.to_string())
+                    }
+                    _ => Err(format!("it is not {}", self.takes())),
+                };
+                members
+                    .iter()
+                    .map(|member| text(member.get_ref()))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map(|all| all.join(" "))
+            }
+            DeValue::String(text) if !list && !matches!(self.slot, Slot::Count(..)) => Ok(text.to_string()),
             DeValue::Integer(digits) if number && digits.radix() == 10 => Ok(digits.as_str().replace('_', "")),
             other => Err(format!("it is of type {}, not {}", other.type_str(), self.takes())),
         }
@@ -208,7 +243,11 @@ impl Setting {
     pub(super) fn read(&self, text: &str, config: &mut Config) -> Result<(), String> {
         let text = text.trim();
         let refuse = || format!("{:?} is not {}", shown(text), self.takes());
-        if text.len() > MAX_VALUE_BYTES || text.contains('\0') {
+        let longest = match self.slot {
+            Slot::References(_) => MAX_REFERENCES * ModelRef::MAX_BYTES,
+            _ => MAX_VALUE_BYTES,
+        };
+        if text.len() > longest || text.contains('\0') {
             return Err(refuse());
         }
         match &self.slot {
@@ -229,6 +268,19 @@ impl Setting {
             }
             Slot::Listen(at) if text == "off" => *at(config) = None,
             Slot::Listen(at) => *at(config) = Some(text.parse().map_err(|_| refuse())?),
+            Slot::References(at) => {
+                let mut references = Vec::new();
+                for word in text.split_whitespace() {
+                    let reference = word.parse().map_err(|e: crate::model::ReferenceError| e.to_string())?;
+                    if !references.contains(&reference) {
+                        references.push(reference);
+                    }
+                }
+                if references.len() > MAX_REFERENCES {
+                    return Err(format!("it has {} references, it is not {}", references.len(), self.takes()));
+                }
+                *at(config) = references;
+            }
             Slot::Format(at) => {
                 *at(config) = match text {
                     "auto" => LogFormat::Auto,

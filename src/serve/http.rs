@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::PROBLEM_JSON;
-use super::{Door, health, models, pulls, request};
+use super::{Door, health, leases, models, pins, pulls, request};
 use crate::wire::http::ProblemBody;
 
 #[derive(OpenApi)]
@@ -16,6 +16,8 @@ use crate::wire::http::ProblemBody;
     tags(
         (name = "pulls", description = "Make a model local"),
         (name = "models", description = "What is local"),
+        (name = "leases", description = "Who uses what"),
+        (name = "pins", description = "What is kept"),
         (name = "health", description = "For probes and Prometheus"),
     ),
     components(schemas(ProblemBody)),
@@ -29,6 +31,10 @@ fn routes() -> OpenApiRouter<Door> {
         .routes(routes!(models::list)) //                   GET            /v1/models
         .routes(routes!(models::show, models::remove)) //   GET    DELETE  /v1/models/{name}
         .routes(routes!(models::open)) //                   POST           /v1/opens
+        .routes(routes!(leases::list)) //                   GET            /v1/leases
+        .routes(routes!(leases::release)) //                       DELETE  /v1/leases/{id}
+        .routes(routes!(pins::pin, pins::list)) //          POST   GET     /v1/pins
+        .routes(routes!(pins::unpin)) //                           DELETE  /v1/pins/{name}
         .routes(routes!(health::livez)) //                  GET            /livez
         .routes(routes!(health::readyz)) //                 GET            /readyz
         .routes(routes!(health::numbers)) //                GET            /metrics

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Door;
 use super::problem::Refused;
-use super::request::{Body, Name};
+use super::request::{Body, Name, blocking};
 use crate::model::ModelRef;
 use crate::wire::http::{Phase, ProblemBody, PullList, PullRequest, PullStatus};
 
@@ -37,6 +37,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
     ))]
 pub(super) async fn submit(State(door): State<Door>, Body(asked): Body<PullRequest>) -> Result<Response, Refused> {
     let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
+    if asked.pin {
+        let pinned = reference.clone();
+        blocking(&door, move |door| Ok(door.cache.pin(&pinned)?)).await?;
+    }
     let handle = door.cache.pull(&reference)?;
     let pull = handle.status.borrow().clone();
     let status = if pull.phase == Phase::Ready { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod daemon;
+mod holders;
 mod hostile;
 mod hub_protocol;
 mod pull;

@@ -172,6 +172,11 @@ impl Running {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
     }
 
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
+    }
+
     /// Waits for its end, and gives what it wrote to standard output.
     pub(crate) async fn ended(&mut self) -> (ExitStatus, String) {
         // The log is complete when its channel is closed.
