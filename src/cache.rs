@@ -30,6 +30,7 @@ use crate::telemetry::metrics::Gauges;
 pub use lease::{Lease, NobodyKnows, PodDirectory};
 use ledger::{Ledger, Room};
 pub use open::OpenModel;
+use open::SharedFiles;
 pub use pull::PullHandle;
 use pull::Pulls;
 use transfer::Budget;
@@ -65,6 +66,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     ledger: Ledger,
     pulls: Mutex<Pulls>,
+    files: SharedFiles,
     budget: Arc<Budget>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
     naming: Mutex<()>,
@@ -132,6 +134,22 @@ pub enum Error {
     NotLocal {
         /// What was asked for.
         reference: String,
+    },
+    /// The reference may be here in other versions.
+    #[error("cannot open `{reference}`: its version `{version}` is not local")]
+    VersionNotLocal {
+        /// What was asked for.
+        reference: String,
+        /// The version.
+        version: String,
+    },
+    /// The model is here, and has no such file.
+    #[error("cannot open a file of `{reference}`: it has no file {file:?}")]
+    NoSuchFile {
+        /// What was asked for.
+        reference: String,
+        /// The file.
+        file: String,
     },
     /// Not here, so not to be removed.
     #[error("cannot remove `{reference}`: it is not local")]
@@ -254,7 +272,8 @@ impl Diagnose for Error {
             Error::Index(e) => e.code(),
             Error::NeverFits { .. } => Code::NeverFits,
             Error::NoRoom { .. } => Code::VolumeFull,
-            Error::NotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
+            Error::NotLocal { .. } | Error::VersionNotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
+            Error::NoSuchFile { .. } => Code::FileNotFound,
             Error::NotReady { .. } => Code::NotReady,
             Error::InUse { .. } | Error::HoldersUnknown { .. } | Error::LeaseOfConnection { .. } => Code::ModelInUse,
             Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
@@ -287,6 +306,8 @@ impl Diagnose for Error {
                     .into()
             }
             Error::NotLocal { reference } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
+            Error::VersionNotLocal { .. } => "open it without a version, or see what is local with `larder list`".into(),
+            Error::NoSuchFile { .. } => "take a name of the model's files (`GET /v1/models/{name}`)".into(),
             Error::NothingToRemove { .. } => "see what is local with `larder list`".into(),
             Error::NotReady { .. } => "wait for it with `--wait`".into(),
             Error::InUse { .. } => {

@@ -72,6 +72,8 @@ pub struct PullConfig {
 pub struct ServeConfig {
     /// The Unix socket; absolute.
     pub socket: PathBuf,
+    /// The Unix socket that pods mount; absolute.
+    pub pod_socket: Option<PathBuf>,
     /// The TCP address, if there is one.
     pub listen: Option<SocketAddr>,
 }
@@ -213,11 +215,17 @@ impl Config {
                 Fallback::EmptyList => Ok(String::new()),
                 Fallback::Root => surroundings.root(),
                 Fallback::Socket => default_socket(&config, surroundings),
+                Fallback::PodSocket => Ok(default_pod_socket(&config, surroundings)),
             };
             let taken = text.and_then(|text| match setting.default {
                 // It may be too long to bind; only `serve` needs it, and says so when it cannot.
                 Fallback::Socket => {
                     config.serve.socket = PathBuf::from(&text);
+                    config.record(setting, text, Origin::Default);
+                    Ok(())
+                }
+                Fallback::PodSocket => {
+                    config.serve.pod_socket = Some(&text).filter(|text| *text != "off").map(PathBuf::from);
                     config.record(setting, text, Origin::Default);
                     Ok(())
                 }
@@ -278,7 +286,7 @@ impl Config {
                 retries: 0,
                 pinned: Vec::new(),
             },
-            serve: ServeConfig { socket: PathBuf::new(), listen: None },
+            serve: ServeConfig { socket: PathBuf::new(), pod_socket: None, listen: None },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
         }
@@ -303,6 +311,15 @@ fn default_socket(config: &Config, surroundings: &Surroundings) -> Result<String
     let root_is_default = config.effective.iter().any(|e| e.key == "volume.root" && e.origin == Origin::Default);
     let shared = if root_is_default { surroundings.socket()? } else { None };
     Ok(shared.unwrap_or_else(|| config.volume.root.join("larder.sock").display().to_string()))
+}
+
+/// Pods are there where root runs us. For another user it would be a way for everybody on the machine to pull with their
+/// tokens.
+fn default_pod_socket(config: &Config, surroundings: &Surroundings) -> String {
+    match config.serve.socket.parent().filter(|_| surroundings.is_root()) {
+        Some(dir) => dir.join("pods/larder.sock").display().to_string(),
+        None => "off".to_owned(),
+    }
 }
 
 struct File {
@@ -760,6 +777,7 @@ mod tests {
                 Fallback::EmptyList => format!("{name} = []\n"),
                 Fallback::Root => format!("# {name} = \"/var/lib/larder\"\n"),
                 Fallback::Socket => format!("# {name} = \"/run/larder/larder.sock\"\n"),
+                Fallback::PodSocket => format!("# {name} = \"/run/larder/pods/larder.sock\"\n"),
             });
         }
         text

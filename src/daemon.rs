@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{Cache, NobodyKnows};
 use crate::config::Config;
 use crate::fault::{Code, Problem};
-use crate::serve::{self, Door, ReadyLatches};
+use crate::serve::{self, Door, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
 
@@ -104,6 +104,8 @@ impl Daemon {
         let latches = ReadyLatches::new();
         let starting = latches.hold("start-up");
         let shutdown = CancellationToken::new();
+        let most = fd::most_connections(fd::raise_descriptor_limit());
+        let frames = fd::Frames::new(cache.clone(), most, shutdown.clone());
         let door = Door { cache: cache.clone(), metrics, latches: latches.clone(), shutdown: shutdown.clone() };
         let router = serve::router(door);
 
@@ -112,8 +114,13 @@ impl Daemon {
             listeners.push(serve::bind_tcp(address).await.map_err(|e| Problem::of(&e))?);
         }
         let tcp = listeners.iter().find_map(|listener| listener.tcp_address());
-        let doors = listeners.into_iter();
-        let doors = doors.map(|l| tokio::spawn(serve::listen(l, router.clone(), shutdown.clone()))).collect();
+        let pods = match &config.serve.pod_socket {
+            Some(path) => Some(serve::bind_for_pods(path).await.map_err(|e| Problem::of(&e))?),
+            None => None,
+        };
+        let listen = |l| tokio::spawn(serve::listen(l, router.clone(), Some(frames.clone()), shutdown.clone()));
+        let mut doors: Vec<_> = listeners.into_iter().map(listen).collect();
+        doors.extend(pods.map(|pods| tokio::spawn(fd::listen_to_pods(pods, frames))));
 
         let (resuming, pinned) = (cache.clone(), config.pull.pinned.clone());
         blocking(move || {
@@ -126,6 +133,7 @@ impl Daemon {
         drop(starting);
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),
+            pod_socket = config.serve.pod_socket.as_deref().map(|path| tracing::field::display(path.display())),
             listen = tcp.map(tracing::field::display), "ready"
         );
         Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, shutdown })

@@ -1,6 +1,7 @@
-//! The HTTP door, on a Unix socket and on TCP: a translation of requests to the verbs of [`crate::cache`], and nothing
-//! else. All routes stand on one page, [`http`].
+//! The doors, on Unix sockets and on TCP: a translation of requests to the verbs of [`crate::cache`], and nothing else.
+//! HTTP has all routes on one page, [`http`]; [`fd`] hands out descriptors of files.
 
+pub mod fd;
 mod health;
 pub mod http;
 mod leases;
@@ -34,6 +35,7 @@ use crate::cache::Cache;
 use crate::fault::{Code, Diagnose};
 use crate::telemetry::Metrics;
 
+use fd::{Frames, Spoken, spoken};
 pub use health::{Latch, ReadyLatches};
 pub use http::{openapi, router};
 
@@ -112,6 +114,9 @@ pub enum Error {
     },
 }
 
+/// Where sockets are set.
+const SETTINGS: &str = "`serve.socket` (LARDER_SOCKET) or `serve.pod_socket` (LARDER_SERVE_POD_SOCKET)";
+
 impl Diagnose for Error {
     fn code(&self) -> Code {
         Code::ListenFailed
@@ -119,16 +124,10 @@ impl Diagnose for Error {
 
     fn action(&self) -> String {
         match self {
-            Error::PathTooLong { .. } => "set `serve.socket` or LARDER_SOCKET to a shorter path".into(),
-            Error::NotASocket { path } => {
-                format!("move `{}` away, or set `serve.socket` or LARDER_SOCKET", path.display())
-            }
-            Error::SocketInUse { .. } => {
-                "stop the larder that runs, or set `serve.socket` or LARDER_SOCKET to another path".into()
-            }
-            Error::Socket { .. } => {
-                "make its directory writable for this user, or set `serve.socket` or LARDER_SOCKET".into()
-            }
+            Error::PathTooLong { .. } => format!("set {SETTINGS} to a shorter path"),
+            Error::NotASocket { path } => format!("move `{}` away, or set {SETTINGS}", path.display()),
+            Error::SocketInUse { .. } => format!("stop the larder that runs, or set {SETTINGS} to another path"),
+            Error::Socket { .. } => format!("make its directory writable for this user, or set {SETTINGS}"),
             Error::PortInUse { .. } | Error::Address { .. } => {
                 "set `serve.listen` or LARDER_LISTEN to an address of this machine and a free port".into()
             }
@@ -161,6 +160,19 @@ impl Drop for SocketFile {
     }
 }
 
+/// The socket that pods mount: whoever reaches it may open models, and do nothing else.
+#[derive(Debug)]
+pub struct PodListener {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+impl PodListener {
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept().await?.0)
+    }
+}
+
 /// Which way a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Via {
@@ -175,13 +187,25 @@ pub(crate) enum Via {
 /// A missing directory is made, for this user only. A socket that nobody answers on is what a crash left, and is
 /// replaced; anything else that stands there is an error.
 pub async fn bind_unix(path: &Path) -> Result<Listener, Error> {
+    let (listener, file) = bind(path, 0o700, 0o600).await?;
+    Ok(Listener::Unix(listener, file))
+}
+
+/// The same for the socket that pods mount with its directory: everybody may enter that and open the socket.
+pub async fn bind_for_pods(path: &Path) -> Result<PodListener, Error> {
+    let (listener, file) = bind(path, 0o755, 0o666).await?;
+    Ok(PodListener { listener, _file: file })
+}
+
+async fn bind(path: &Path, dir_mode: u32, mode: u32) -> Result<(UnixListener, SocketFile), Error> {
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > MAX_SOCKET_PATH_BYTES {
         return Err(Error::PathTooLong { path: path.to_owned(), bytes });
     }
     let failed = |e: io::Error| Error::Socket { path: path.to_owned(), detail: e.to_string() };
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+        fs::set_permissions(parent, fs::Permissions::from_mode(dir_mode)).map_err(failed)?;
     }
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -201,8 +225,8 @@ pub async fn bind_unix(path: &Path) -> Result<Listener, Error> {
     })?;
     let made = fs::symlink_metadata(path).map_err(failed)?;
     let file = SocketFile { path: path.to_owned(), inode: (made.dev(), made.ino()) };
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(Listener::Unix(listener, file))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    Ok((listener, file))
 }
 
 /// Listens on a TCP address; port 0 lets the system choose. Needs a tokio runtime.
@@ -224,8 +248,9 @@ impl Listener {
     }
 }
 
-/// Answers requests until `shutdown`, then lets those under way end, for [`GRACE_SECONDS`] at most.
-pub async fn listen(listener: Listener, router: Router, shutdown: CancellationToken) {
+/// Answers requests until `shutdown`, then lets those under way end, for [`GRACE_SECONDS`] at most. On a Unix socket,
+/// `frames` answers who speaks them.
+pub async fn listen(listener: Listener, router: Router, frames: Option<Frames>, shutdown: CancellationToken) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let via = match &listener {
@@ -234,7 +259,7 @@ pub async fn listen(listener: Listener, router: Router, shutdown: CancellationTo
     };
     let router = router.layer(Extension(via));
     loop {
-        // Ended ones are taken out as we go, so the set is never larger than the permits.
+        // Ended ones are taken out as we go, so the set is never larger than the permits and the places for frames.
         while connections.try_join_next().is_some() {}
         let permit = tokio::select! {
             permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
@@ -246,20 +271,30 @@ pub async fn listen(listener: Listener, router: Router, shutdown: CancellationTo
         };
         match accepted {
             Ok(stream) => {
-                let (router, shutdown) = (router.clone(), shutdown.clone());
+                let (router, frames, shutdown) = (router.clone(), frames.clone(), shutdown.clone());
                 connections.spawn(async move {
-                    match stream {
-                        Stream::Unix(stream) => answer(stream, router, shutdown).await,
-                        Stream::Tcp(stream) => answer(stream, router, shutdown).await,
+                    match (stream, frames) {
+                        (Stream::Unix(stream), Some(frames)) => {
+                            let spoken = tokio::select! {
+                                spoken = spoken(&stream) => spoken,
+                                () = shutdown.cancelled() => None,
+                            };
+                            match spoken {
+                                Some(Spoken::Frames) => {
+                                    // It may last for days, and has a place of its own.
+                                    drop(permit);
+                                    frames.answer(stream).await;
+                                }
+                                Some(Spoken::Http) => answer(stream, router, shutdown).await,
+                                None => {}
+                            }
+                        }
+                        (Stream::Unix(stream), None) => answer(stream, router, shutdown).await,
+                        (Stream::Tcp(stream), _) => answer(stream, router, shutdown).await,
                     }
-                    drop(permit);
                 });
             }
-            Err(error) => {
-                // Out of file descriptors, most likely: they come back when connections end.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
+            Err(error) => accept_again_after(error).await,
         }
     }
     drop(listener);
@@ -267,6 +302,12 @@ pub async fn listen(listener: Listener, router: Router, shutdown: CancellationTo
     if tokio::time::timeout(Duration::from_secs(GRACE_SECONDS), ended).await.is_err() {
         tracing::warn!(seconds = GRACE_SECONDS, "requests were still under way and are cut off");
     }
+}
+
+/// Out of file descriptors, most likely: they come back when connections end.
+async fn accept_again_after(error: io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
 enum Stream {
@@ -318,7 +359,7 @@ mod tests {
             let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
             let address = listener.tcp_address().unwrap();
             let shutdown = CancellationToken::new();
-            let task = tokio::spawn(listen(listener, router, shutdown.clone()));
+            let task = tokio::spawn(listen(listener, router, None, shutdown.clone()));
             Running { address, shutdown, task }
         }
 

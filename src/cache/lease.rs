@@ -69,12 +69,21 @@ impl Ends {
 #[must_use = "dropping a lease ends it"]
 pub struct Lease {
     ledger: Ledger,
-    id: String,
+    held: Held,
+}
+
+impl Lease {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.held.id
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.ledger.release(&self.id);
+        self.ledger.release(&self.held.id);
+        let Held { id, holder, model, .. } = &self.held;
+        tracing::info!(lease = id, %holder, %model, why = "its connection let go of it", "lease ended");
     }
 }
 
@@ -110,27 +119,27 @@ fn new_id() -> String {
 }
 
 impl Cache {
-    /// A lease on the current version of a reference that ends when it is dropped: for a connection.
+    /// A lease that ends when it is dropped, for a connection: on this version of a reference, or on the current one.
     pub(super) fn lease_connection(
         &self,
         reference: &ModelRef,
+        version: Option<&str>,
         process: String,
     ) -> Result<(Arc<Record>, Lease), Error> {
-        let held = |model| Held {
-            id: new_id(),
-            model,
-            holder: Holder::Connection(process.clone()),
-            since_ms: now_ms(),
-            ends: None,
-        };
-        let (record, held) =
-            self.0.ledger.lease_current(reference, held).ok_or_else(|| self.why_not_open(reference))?;
-        Ok((record, Lease { ledger: self.0.ledger.clone(), id: held.id }))
+        let held =
+            |model| Held { id: new_id(), model, holder: Holder::Connection(process), since_ms: now_ms(), ends: None };
+        let leased = self.0.ledger.lease_version(reference, version, held);
+        let (record, held) = leased.ok_or_else(|| match version {
+            Some(version) => Error::VersionNotLocal { reference: reference.to_string(), version: version.to_owned() },
+            None => self.why_not_open(reference),
+        })?;
+        tracing::info!(lease = held.id, holder = %held.holder, model = %held.model, "leased");
+        Ok((record, Lease { ledger: self.0.ledger.clone(), held }))
     }
 
-    /// A lease that outlives the request. Asking again for the same holder and version renews it. Blocking: it is durable
-    /// on return.
-    pub(super) fn lease_noted(&self, reference: &ModelRef, terms: &Terms) -> Result<(Arc<Record>, LeaseInfo), Error> {
+    /// A lease that outlives the request, on this version. Asking again for the same holder and version renews it.
+    /// Blocking: it is durable on return.
+    pub(super) fn lease_noted(&self, record: &Record, terms: &Terms) -> Result<LeaseInfo, Error> {
         self.hands()?;
         // Two requests of one holder become one lease, and its note is what was asked for last.
         let _noting = self.0.noting.lock().expect("no panic while notes change");
@@ -147,10 +156,9 @@ impl Cache {
                 ends: terms.ttl.map(Ends::after),
             }
         };
-        // Not under the books' lock, which `held` takes: the version is leased only if it is still the current one.
-        let current = self.0.ledger.current(reference).ok_or_else(|| self.why_not_open(reference))?;
-        let held = held(current.id());
-        let before = self.0.ledger.lease(held.clone()).map_err(|()| self.why_not_open(reference))?;
+        let held = held(record.id());
+        // It may have been removed since it was found.
+        let before = self.0.ledger.lease(held.clone()).map_err(|()| self.why_not_open(&record.reference))?;
         let noted = note_of(&held).map_or(Ok(()), |note| self.0.volume.write_note(&note));
         if let Err(error) = noted {
             // What was not noted was not granted.
@@ -161,8 +169,7 @@ impl Cache {
             return Err(error.into());
         }
         tracing::info!(lease = held.id, holder = %held.holder, model = %held.model, "leased");
-        let info = lease_info(&held, &current);
-        Ok((current, info))
+        Ok(lease_info(&held, record))
     }
 
     /// All leases, oldest first.
@@ -255,6 +262,12 @@ fn note_of(held: &Held) -> Option<LeaseNote> {
         since_ms: held.since_ms,
         ends_at_ms: held.ends.map(|ends| ends.at_ms),
     })
+}
+
+impl Lease {
+    pub(super) fn info(&self, record: &Record) -> LeaseInfo {
+        lease_info(&self.held, record)
+    }
 }
 
 pub(super) fn lease_info(held: &Held, record: &Record) -> LeaseInfo {

@@ -165,14 +165,19 @@ impl Ledger {
         self.facts().not_in_use(id)
     }
 
-    /// Leases the version a reference means now. `held` must not use the books.
-    pub(super) fn lease_current(
+    /// Leases a version of a reference: this one, or the one it means now. `held` must not use the books.
+    pub(super) fn lease_version(
         &self,
         reference: &ModelRef,
+        version: Option<&str>,
         held: impl FnOnce(ModelId) -> Held,
     ) -> Option<(Arc<Record>, Held)> {
         let mut facts = self.facts();
-        let record = facts.current.get(&reference.to_string()).and_then(|id| facts.models.get(id)).cloned()?;
+        let id = match version {
+            Some(version) => ModelId::new(reference, version),
+            None => *facts.current.get(&reference.to_string())?,
+        };
+        let record = facts.models.get(&id).cloned()?;
         let held = held(record.id());
         facts.leases.insert(held.id.clone(), held.clone());
         Some((record, held))

@@ -113,10 +113,14 @@ impl Cache {
 
     /// The directory that was asked for: the snapshot, or the sub-directory of it.
     pub(super) fn directory(&self, record: &Record) -> PathBuf {
-        let snapshot = self.0.volume.public().join(record.snapshot.as_path());
+        self.0.volume.public().join(self.below_public(record))
+    }
+
+    /// The same, relative to the directory that readers mount.
+    pub(super) fn below_public(&self, record: &Record) -> String {
         match record.reference.subdir() {
-            Some(dir) => snapshot.join(dir.as_path()),
-            None => snapshot,
+            Some(dir) => format!("{}/{dir}", record.snapshot),
+            None => record.snapshot.to_string(),
         }
     }
 

@@ -1,22 +1,52 @@
 //! Opening a model that is local: its directory, or its files, and a lease on it. No network, no disk write but the note
 //! of a lease that outlives the request.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use super::lease::{Lease, Terms};
 use super::{Cache, Error, now_ms};
-use crate::model::{Manifest, ManifestFile, ModelRef, Record, RelPath};
-use crate::wire::http::{Detail, ModelInfo, OpenRequest, Opened};
+use crate::model::{Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
+use crate::wire::frame::OpenFiles;
+use crate::wire::http::{Detail, LeaseInfo, ModelInfo, OpenRequest, Opened};
 
 /// A model that a connection has open.
 pub struct OpenModel {
     /// The version.
     pub model: ModelInfo,
-    /// Its files, relative to the directory that was asked for.
-    pub files: Vec<ManifestFile>,
+    /// Its directory, relative to the one that readers mount.
+    pub path_below_public: String,
+    /// Its files, relative to the directory that was asked for. Readers of one version share the list.
+    pub files: Arc<Vec<ManifestFile>>,
     /// While it is held, nothing of this version is taken away.
     pub lease: Lease,
+    /// The same, in words.
+    pub lease_info: LeaseInfo,
+    /// The lease that outlives the connection, if one was asked for.
+    pub lasting_lease: Option<LeaseInfo>,
+}
+
+/// The lists of files that are being handed out, so that they take memory once for each version and not for each reader.
+#[derive(Default)]
+pub(super) struct SharedFiles(Mutex<HashMap<ModelId, Weak<Vec<ManifestFile>>>>);
+
+impl SharedFiles {
+    fn of(
+        &self,
+        id: ModelId,
+        read: impl FnOnce() -> Result<Vec<ManifestFile>, Error>,
+    ) -> Result<Arc<Vec<ManifestFile>>, Error> {
+        let lists = || self.0.lock().expect("no panic while the lists are held");
+        if let Some(files) = lists().get(&id).and_then(Weak::upgrade) {
+            return Ok(files);
+        }
+        let files = Arc::new(read()?);
+        let mut lists = lists();
+        lists.retain(|_, list| list.strong_count() > 0);
+        lists.insert(id, Arc::downgrade(&files));
+        Ok(files)
+    }
 }
 
 impl Cache {
@@ -30,33 +60,51 @@ impl Cache {
     pub fn open_as(&self, asked: &OpenRequest) -> Result<Opened, Error> {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
-        let (record, lease) = match terms {
-            Some(terms) => {
-                let (record, lease) = self.lease_noted(&reference, &terms)?;
-                (Some(record), Some(lease))
-            }
-            None => (self.0.ledger.current(&reference), None),
+        let record = self.0.ledger.current(&reference);
+        let lease = match (&record, terms) {
+            (Some(record), Some(terms)) => Some(self.lease_noted(record, &terms)?),
+            _ => None,
         };
         Ok(Opened { model: self.opened(&reference, record)?, lease })
     }
 
-    /// The files of the version a reference means now, for as long as a connection to `process` lasts. Blocking.
-    pub fn open_files(&self, reference: &ModelRef, process: String) -> Result<OpenModel, Error> {
-        let (record, lease) = match self.lease_connection(reference, process) {
+    /// The files of a version, as a frame asks for them, for as long as a connection to `process` lasts. Pulls nothing.
+    /// Blocking.
+    pub fn open_files(&self, asked: &OpenFiles, process: String) -> Result<OpenModel, Error> {
+        let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
+        let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
+        let (record, lease) = match self.lease_connection(&reference, asked.version.as_deref(), process) {
             Ok(leased) => leased,
             Err(error) => {
                 self.0.metrics.opened(false);
                 return Err(error);
             }
         };
-        let model = self.opened(reference, Some(record.clone()))?;
-        let manifest = self.0.volume.read_manifest(record.manifest)?;
-        Ok(OpenModel { model, files: below(&manifest, reference.subdir()), lease })
+        let model = self.opened(&reference, Some(record.clone()))?;
+        let files = self
+            .0
+            .files
+            .of(record.id(), || Ok(below(&self.0.volume.read_manifest(record.manifest)?, reference.subdir())))?;
+        let files = match &asked.file {
+            Some(name) => Arc::new(vec![file_of(&files, name).ok_or_else(|| Error::NoSuchFile {
+                reference: reference.to_string(),
+                file: name.chars().take(200).collect(),
+            })?]),
+            None => files,
+        };
+        let lasting_lease = terms.map(|terms| self.lease_noted(&record, &terms)).transpose()?;
+        let lease_info = lease.info(&record);
+        Ok(OpenModel { model, path_below_public: self.below_public(&record), files, lease, lease_info, lasting_lease })
     }
 
     /// A descriptor of a file, for one reader alone: descriptors that are shared share a position. Blocking.
     pub fn descriptor(&self, file: &ManifestFile) -> Result<File, Error> {
         Ok(self.0.volume.open_blob(file.digest, file.size)?)
+    }
+
+    /// What keeps a descriptor from being a way to write.
+    pub fn descriptors(&self) -> &'static str {
+        "modes"
     }
 
     /// How this node does things where it depends on the kernel, the file system or our rights.
@@ -73,12 +121,18 @@ impl Cache {
         if let Some(hands) = &self.0.hands {
             hands.index.touch(record.id(), now_ms());
         }
-        Ok(self.info(&record, true))
+        let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());
+        Ok(self.info(&record, current))
     }
 
     pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {
         self.0.pulls.lock().expect("no panic while the pulls are held").why_not_open(reference)
     }
+}
+
+/// The file with exactly this name: what was asked for is compared, and never becomes a path.
+fn file_of(files: &[ManifestFile], name: &str) -> Option<ManifestFile> {
+    files.iter().find(|file| file.path.as_str() == name).cloned()
 }
 
 /// The files in and below a directory of the manifest, relative to it.

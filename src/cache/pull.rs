@@ -120,10 +120,24 @@ impl Cache {
         self.pull_as(None, reference)
     }
 
-    /// The same; a pull of a former process keeps its id, under which its intention is on the disk.
+    /// The same, but `None` if it is local: a pull that has just ended is not followed by another one of those who waited
+    /// for it. Needs a tokio runtime; returns at once.
+    pub fn pull_unless_local(&self, reference: &ModelRef) -> Result<Option<PullHandle>, Error> {
+        self.hands()?;
+        let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+        // A model has its name before its pull leaves the active ones.
+        let local = !pulls.active.contains_key(&reference.to_string()) && self.0.ledger.current(reference).is_some();
+        if local { Ok(None) } else { self.join_or_start(&mut pulls, None, reference).map(Some) }
+    }
+
+    /// A pull of a former process keeps its id, under which its intention is on the disk.
     fn pull_as(&self, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
         self.hands()?;
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+        self.join_or_start(&mut pulls, id, reference)
+    }
+
+    fn join_or_start(&self, pulls: &mut Pulls, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
         let text = reference.to_string();
         if let Some(pull) = pulls.active.get(&text) {
             pull.progress.asked_again();

@@ -72,6 +72,7 @@ impl Cache {
             metrics,
             ledger: Ledger::default(),
             pulls: Default::default(),
+            files: Default::default(),
             budget,
             naming: Default::default(),
             noting: Default::default(),

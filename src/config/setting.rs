@@ -50,6 +50,8 @@ pub enum Fallback {
     Socket,
     /// A list with nothing in it.
     EmptyList,
+    /// A socket that depends on the user and on the other one.
+    PodSocket,
 }
 
 impl Fallback {
@@ -63,6 +65,7 @@ impl Fallback {
                 "`$XDG_RUNTIME_DIR/larder/larder.sock`, without it `<root>/larder.sock`; for root \
                  `/run/larder/larder.sock`; when the root is set: `<root>/larder.sock`"
             }
+            Fallback::PodSocket => "for root `pods/larder.sock` in the directory of `serve.socket`; for others `off`",
         }
     }
 }
@@ -72,6 +75,8 @@ impl Fallback {
 pub(super) enum Slot {
     Directory(fn(&mut Config) -> &mut PathBuf),
     Socket(fn(&mut Config) -> &mut PathBuf),
+    /// The path of a socket, or `off`.
+    OptionalSocket(fn(&mut Config) -> &mut Option<PathBuf>),
     Size(fn(&mut Config) -> &mut Bytes, RangeInclusive<u64>),
     /// A size, or `none`.
     Quota(fn(&mut Config) -> &mut Option<Bytes>, RangeInclusive<u64>),
@@ -162,6 +167,15 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Socket(|c| &mut c.serve.socket),
     },
     Setting {
+        key: "serve.pod_socket",
+        env: "LARDER_SERVE_POD_SOCKET",
+        flag: None,
+        default: Fallback::PodSocket,
+        doc: "The Unix socket that pods open models on; `off` for none. Whoever reaches it can have models pulled and \
+              read them, and nothing else: its directory, in which it stands alone, is what pods mount.",
+        slot: Slot::OptionalSocket(|c| &mut c.serve.pod_socket),
+    },
+    Setting {
         key: "serve.listen",
         env: "LARDER_SERVE_LISTEN",
         flag: None,
@@ -194,6 +208,7 @@ impl Setting {
         match &self.slot {
             Slot::Directory(_) => "an absolute path".to_owned(),
             Slot::Socket(_) => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes"),
+            Slot::OptionalSocket(_) => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes, or `off`"),
             Slot::Size(_, limits) => {
                 format!("a size from {} to {}", size_text(*limits.start()), size_text(*limits.end()))
             }
@@ -252,10 +267,9 @@ impl Setting {
         }
         match &self.slot {
             Slot::Directory(at) => *at(config) = absolute(text).ok_or_else(refuse)?,
-            Slot::Socket(at) => {
-                let path = absolute(text).filter(|_| text.len() <= MAX_SOCKET_PATH_BYTES);
-                *at(config) = path.ok_or_else(refuse)?;
-            }
+            Slot::Socket(at) => *at(config) = socket(text).ok_or_else(refuse)?,
+            Slot::OptionalSocket(at) if text == "off" => *at(config) = None,
+            Slot::OptionalSocket(at) => *at(config) = Some(socket(text).ok_or_else(refuse)?),
             Slot::Size(at, limits) => *at(config) = size(text, limits).ok_or_else(refuse)?,
             Slot::Quota(at, _) if text == "none" => *at(config) = None,
             Slot::Quota(at, limits) => *at(config) = Some(size(text, limits).ok_or_else(refuse)?),
@@ -304,6 +318,10 @@ impl Setting {
 pub(super) fn absolute(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     path.is_absolute().then(|| path.to_path_buf())
+}
+
+fn socket(text: &str) -> Option<PathBuf> {
+    absolute(text).filter(|_| text.len() <= MAX_SOCKET_PATH_BYTES)
 }
 
 fn size(text: &str, limits: &RangeInclusive<u64>) -> Option<Bytes> {

@@ -34,6 +34,10 @@ impl Surroundings {
         Surroundings { environment, is_root, unreadable: Vec::new() }
     }
 
+    pub(super) fn is_root(&self) -> bool {
+        self.is_root
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.environment.get(name)
     }

@@ -56,7 +56,7 @@ impl Node {
         let unix = serve::bind_unix(&socket).await.unwrap();
         let tcp = serve::bind_tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = tcp.tcp_address().unwrap();
-        let doors = [unix, tcp].map(|l| tokio::spawn(serve::listen(l, router.clone(), shutdown.clone())));
+        let doors = [unix, tcp].map(|l| tokio::spawn(serve::listen(l, router.clone(), None, shutdown.clone())));
         Node { client: Client::new(&socket), address, latches, shutdown, doors: doors.into(), dir }
     }
 

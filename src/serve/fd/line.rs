@@ -1,0 +1,152 @@
+//! [`Line`]: one connection as bytes. Frames come in and go out within a time limit each, and that the other side is gone
+//! is noticed whatever we wait for.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use crate::wire::frame::{BadFrame, Decoder, MAX_REQUEST_BYTES, send_with_descriptors};
+
+/// Longest time for the first request, and for the rest of one that has begun.
+const REQUEST_SECONDS: u64 = 30;
+
+/// Longest time in which not one byte of an answer is taken.
+const STALL_SECONDS: u64 = 10;
+
+/// Most bytes that are read at once.
+const READ_BYTES: usize = 4096;
+
+/// One connection.
+pub(super) struct Line {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Bytes after the end of a frame.
+    unread: Vec<u8>,
+    /// When the request that is under way must be whole.
+    due: Option<Instant>,
+}
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Over {
+    /// The other side has ended: on purpose, or because its process is gone.
+    #[error("the other side has ended")]
+    Gone,
+    /// What came is not a frame.
+    #[error(transparent)]
+    Bad(#[from] BadFrame),
+    /// A request came before the answer to the last one.
+    #[error("a request came before the answer to the last one")]
+    OutOfTurn,
+    /// The request took too long.
+    #[error("no whole request came within {REQUEST_SECONDS} s")]
+    Late,
+    /// Nobody reads what we say.
+    #[error("nothing was read for {STALL_SECONDS} s")]
+    Stalled,
+    /// The daemon shuts down.
+    #[error("the daemon is shutting down")]
+    Draining,
+    /// The system's words.
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+}
+
+impl Line {
+    pub(super) fn new(stream: UnixStream) -> Line {
+        let due = Some(Instant::now() + Duration::from_secs(REQUEST_SECONDS));
+        Line { stream, decoder: Decoder::new(MAX_REQUEST_BYTES), unread: Vec::new(), due }
+    }
+
+    /// What is at the other end, in words.
+    pub(super) fn process(&self) -> String {
+        match self.stream.peer_cred() {
+            Ok(peer) => match peer.pid() {
+                Some(pid) if pid > 0 => format!("process {pid} of user {}", peer.uid()),
+                // Its number means nothing where we are.
+                _ => format!("a process of user {} in another pid namespace", peer.uid()),
+            },
+            Err(_) => "an unknown process".to_owned(),
+        }
+    }
+
+    /// The JSON of the next request. Between two of them a client may take as long as it likes.
+    pub(super) async fn request(&mut self) -> Result<Vec<u8>, Over> {
+        loop {
+            let mut bytes = self.unread.as_slice();
+            let json = self.decoder.take(&mut bytes)?;
+            let taken = self.unread.len() - bytes.len();
+            self.unread.drain(..taken);
+            if let Some(json) = json {
+                self.due = None;
+                return Ok(json);
+            }
+            if self.due.is_none() && !self.decoder.is_between_frames() {
+                self.due = Some(Instant::now() + Duration::from_secs(REQUEST_SECONDS));
+            }
+            let due = self.due;
+            let read = self.read();
+            match due {
+                Some(due) => tokio::time::timeout_at(due, read).await.map_err(|_| Over::Late)??,
+                None => read.await?,
+            }
+        }
+    }
+
+    /// Ends when the other side does, or when it speaks although it is not its turn.
+    pub(super) async fn interruption(&mut self) -> Over {
+        while self.unread.is_empty() {
+            if let Err(over) = self.read().await {
+                return over;
+            }
+        }
+        Over::OutOfTurn
+    }
+
+    async fn read(&mut self) -> Result<(), Over> {
+        let Line { stream, unread, .. } = self;
+        stream.readable().await?;
+        let mut buffer = [0; READ_BYTES];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => Err(Over::Gone),
+            Ok(read) => {
+                unread.extend_from_slice(&buffer[..read]);
+                Ok(())
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => Err(Over::Gone),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits until some bytes would be taken.
+    pub(super) async fn writable(&self) -> Result<(), Over> {
+        let writable = tokio::time::timeout(Duration::from_secs(STALL_SECONDS), self.stream.writable());
+        Ok(writable.await.map_err(|_| Over::Stalled)??)
+    }
+
+    /// Sends all bytes.
+    pub(super) async fn send(&self, mut bytes: &[u8]) -> Result<(), Over> {
+        while !bytes.is_empty() {
+            self.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => return Err(Over::Gone),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends as many bytes as are taken now, and the files with the first of them.
+    pub(super) fn try_send_files(&self, bytes: &[u8], files: &[File]) -> io::Result<usize> {
+        let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+        self.stream.try_io(Interest::WRITABLE, || send_with_descriptors(self.stream.as_fd(), bytes, &descriptors))
+    }
+}
