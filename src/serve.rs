@@ -401,6 +401,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pods_may_enter_their_directory_and_open_their_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("larder/pods/larder.sock");
+        let listener = bind_for_pods(&path).await.unwrap();
+        let pods = path.parent().unwrap();
+        assert_eq!((mode(&path), mode(pods), mode(pods.parent().unwrap())), (0o666, 0o755, 0o700));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
     async fn what_a_crash_left_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("larder.sock");

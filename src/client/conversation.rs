@@ -23,7 +23,7 @@ pub(super) struct Conversation {
 /// What to do next.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Receive more.
+    /// Receive more: all bytes have been taken.
     Receive,
     /// Send this, and go on.
     Send(Vec<u8>),
@@ -62,15 +62,26 @@ impl Conversation {
 
     /// Takes from the front of `bytes`, and from the front of `came` the descriptors that belong to them.
     pub(super) fn step(&mut self, bytes: &mut &[u8], came: &mut VecDeque<OwnedFd>) -> Result<Step, Problem> {
-        let json = self.decoder.take(bytes).map_err(strange)?;
-        let Some(json) = json else { return Ok(Step::Receive) };
-        match frame::decode::<Answer>(&json).map_err(strange)? {
-            Answer::Progress { pull } => Ok(Step::Show(pull)),
-            Answer::Error(problem) => Err(Problem::from(&*problem)),
+        loop {
+            let Some(json) = self.decoder.take(bytes).map_err(strange)? else { return Ok(Step::Receive) };
+            let answer = frame::decode(&json).map_err(strange)?;
+            if let Some(step) = self.take(answer, came)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// What to do after an answer; `None`: look at the next one.
+    fn take(&mut self, answer: Answer, came: &mut VecDeque<OwnedFd>) -> Result<Option<Step>, Problem> {
+        match answer {
+            Answer::Progress { pull } => Ok(Some(Step::Show(pull))),
+            Answer::Error { problem } => Err(Problem::from(&*problem)),
             Answer::Opened(opened) if self.opened.is_none() && opened.files <= MAX_LISTED_FILES as u64 => {
+                // Who wants no descriptors wants only the lease: the names that follow are not waited for.
+                let is_all = opened.files == 0 || !self.descriptors;
                 self.opened = Some(*opened);
-                // Who wants no descriptors wants only the lease; the names that follow are not waited for.
-                Ok(if self.descriptors { self.next(false) } else { self.done() })
+                // The first batch comes by itself.
+                Ok(if is_all { self.done() } else { None })
             }
             Answer::Files { files, descriptors } if self.opened.is_some() => {
                 if descriptors != files.len() || came.len() < descriptors {
@@ -78,29 +89,19 @@ impl Conversation {
                     return Err(strange(BadFrame::Descriptors { announced, files, came }));
                 }
                 self.files.extend(files.into_iter().zip(came.drain(..descriptors).map(File::from)));
-                Ok(self.next(true))
+                let expected = self.opened.as_ref().map_or(0, |opened| opened.files);
+                if self.files.len() as u64 >= expected {
+                    return Ok(self.done());
+                }
+                Ok(frame::encode(&Request::More {}, MAX_REQUEST_BYTES).map(Step::Send))
             }
             _ => Err(strange(BadFrame::Unreadable { found: "it is not an answer to what was asked".into() })),
         }
     }
 
-    /// After `opened` the first batch comes by itself; the others are asked for, one by one.
-    fn next(&mut self, ask: bool) -> Step {
-        let expected = self.opened.as_ref().map_or(0, |opened| opened.files);
-        if self.files.len() as u64 >= expected {
-            return self.done();
-        }
-        match ask.then(|| frame::encode(&Request::More {}, MAX_REQUEST_BYTES)).flatten() {
-            Some(more) => Step::Send(more),
-            None => Step::Receive,
-        }
-    }
-
-    fn done(&mut self) -> Step {
-        match self.opened.take() {
-            Some(opened) => Step::Done(Box::new(Delivered { opened, files: std::mem::take(&mut self.files) })),
-            None => Step::Receive,
-        }
+    fn done(&mut self) -> Option<Step> {
+        let opened = self.opened.take()?;
+        Some(Step::Done(Box::new(Delivered { opened, files: std::mem::take(&mut self.files) })))
     }
 }
 
@@ -111,4 +112,90 @@ fn strange(found: BadFrame) -> Problem {
         format!("cannot understand the daemon: {found}"),
         "check that a larder of this version listens on the socket (`larder --version`)",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::wire::frame::PROTOCOL;
+
+    fn asked(descriptors: bool) -> OpenFiles {
+        serde_json::from_value(json!({"protocol": PROTOCOL, "reference": "m", "descriptors": descriptors})).unwrap()
+    }
+
+    fn opened(files: u64) -> Vec<u8> {
+        let lease = json!({"id": "l", "model": "i", "reference": "m", "version": "v", "kind": "connection", "holder": "h",
+            "since": "s", "expires_at": null});
+        let model = json!({"id": "i", "reference": "m", "version": "v", "manifest": "d", "current": true, "path": "/p",
+            "bytes": 1, "files": files, "confirmed_at": "c", "opened_at": null, "pinned": false, "leases": 1,
+            "resident_bytes": null});
+        said(json!({"type": "opened", "model": model, "path_below_public": "p", "files": files, "bytes": 1,
+            "lease": lease, "lasting_lease": null, "descriptors": "modes"}))
+    }
+
+    fn files(names: &[&str]) -> Vec<u8> {
+        let files: Vec<_> = names.iter().map(|name| json!({"path": name, "digest": "d", "size": 0})).collect();
+        said(json!({"type": "files", "descriptors": files.len(), "files": files}))
+    }
+
+    fn said(answer: serde_json::Value) -> Vec<u8> {
+        frame::encode(&answer, MAX_ANSWER_BYTES).unwrap()
+    }
+
+    fn descriptors(count: usize) -> VecDeque<OwnedFd> {
+        (0..count).map(|_| tempfile::tempfile().unwrap().into()).collect()
+    }
+
+    /// Frames and descriptors arrive however the kernel cuts them.
+    #[test]
+    fn files_find_their_descriptors_however_the_bytes_are_cut() {
+        let stream = [opened(3), files(&["a", "b"]), files(&["c"])].concat();
+        for size in 1..=stream.len() {
+            let (mut conversation, _) = Conversation::new(&asked(true)).unwrap();
+            let mut came = descriptors(3);
+            let (mut sent, mut done) = (0, None);
+            for mut piece in stream.chunks(size) {
+                loop {
+                    match conversation.step(&mut piece, &mut came).unwrap() {
+                        Step::Receive => break assert!(piece.is_empty()),
+                        Step::Send(_) => sent += 1,
+                        Step::Show(pull) => panic!("{pull:?}"),
+                        Step::Done(delivered) => break done = Some(delivered),
+                    }
+                }
+            }
+            let delivered = done.expect("all files have come");
+            let names: Vec<_> = delivered.files.iter().map(|(file, _)| file.path.as_str()).collect();
+            assert_eq!((names, sent, came.len()), (vec!["a", "b", "c"], 1, 0), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_lease_alone_is_taken_without_its_files() {
+        let (mut conversation, _) = Conversation::new(&asked(false)).unwrap();
+        let step = conversation.step(&mut &opened(3)[..], &mut VecDeque::new()).unwrap();
+        assert!(matches!(step, Step::Done(delivered) if delivered.files.is_empty()));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_not_believed() {
+        let mut too_many = descriptors(1);
+        for (stream, says) in [
+            (files(&["a"]), "it is not an answer to what was asked"),
+            ([opened(1), opened(1)].concat(), "it is not an answer to what was asked"),
+            (opened(MAX_LISTED_FILES as u64 + 1), "it is not an answer to what was asked"),
+            ([opened(2), files(&["a", "b"])].concat(), "it announces 2 descriptors for 2 files, and 1 came"),
+            (said(json!({"type": "later"})), "unknown variant `later`"),
+            (b"HTTP/1.1 200 OK".to_vec(), "its length is 1213486160 bytes"),
+        ] {
+            let (mut conversation, _) = Conversation::new(&asked(true)).unwrap();
+            let error = conversation.step(&mut &stream[..], &mut too_many).unwrap_err();
+            assert!(
+                error.message.starts_with("cannot understand the daemon: ") && error.message.contains(says),
+                "{error}"
+            );
+        }
+    }
 }

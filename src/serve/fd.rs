@@ -115,7 +115,7 @@ pub(super) async fn spoken(stream: &UnixStream) -> Option<Spoken> {
 
 /// What is said when a request is not granted.
 fn error_frame(problem: &Problem) -> Vec<u8> {
-    encoded(&Answer::Error(Box::new(ProblemBody::from(problem))))
+    encoded(&Answer::Error { problem: Box::new(ProblemBody::from(problem)) })
 }
 
 fn encoded(answer: &Answer) -> Vec<u8> {

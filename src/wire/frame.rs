@@ -110,7 +110,10 @@ pub enum Answer {
         lease: Box<LeaseInfo>,
     },
     /// The request is not granted.
-    Error(Box<ProblemBody>),
+    Error {
+        /// Why, and what to do. Not spread into the frame: its `type` is another one.
+        problem: Box<ProblemBody>,
+    },
 }
 
 /// A model that is open on a connection.

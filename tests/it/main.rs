@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod daemon;
+mod fd_door;
 mod holders;
 mod hostile;
 mod hub_protocol;

@@ -144,9 +144,73 @@ impl Line {
         Ok(())
     }
 
+    /// Sends the last that is said on this connection. What has come and was not read goes unread: closing on it would
+    /// reset the connection, and some clients would not see what was said.
+    pub(super) async fn finish(self, bytes: &[u8]) -> Result<(), Over> {
+        self.send(bytes).await?;
+        let mut buffer = [0; READ_BYTES];
+        for _ in 0..MAX_REQUEST_BYTES.div_ceil(READ_BYTES) {
+            if !self.stream.try_read(&mut buffer).is_ok_and(|read| read > 0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends as many bytes as are taken now, and the files with the first of them.
     pub(super) fn try_send_files(&self, bytes: &[u8], files: &[File]) -> io::Result<usize> {
         let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
         self.stream.try_io(Interest::WRITABLE, || send_with_descriptors(self.stream.as_fd(), bytes, &descriptors))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn pair() -> (Line, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Line::new(ours), theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_nothing_is_closed_after_a_while() {
+        let (mut line, mut theirs) = pair();
+        assert!(matches!(line.request().await, Err(Over::Late)));
+        let (mut slow, mut other) = pair();
+        theirs.write_all(&[0, 0]).await.unwrap();
+        other.write_all(&[0, 0, 0, 9, b'{']).await.unwrap();
+        assert!(matches!(slow.request().await, Err(Over::Late)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn between_two_requests_there_is_no_hurry() {
+        let (mut line, mut theirs) = pair();
+        theirs.write_all(&[0, 0, 0, 2, b'{', b'}']).await.unwrap();
+        assert_eq!(line.request().await.unwrap(), b"{}");
+        let wait = tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS * 100), line.request());
+        assert!(wait.await.is_err(), "it is still listened to");
+        theirs.write_all(&[0]).await.unwrap();
+        assert!(matches!(line.request().await, Err(Over::Late)), "but one that has begun must come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stalls_is_given_up() {
+        let (line, theirs) = pair();
+        assert!(matches!(line.send(&vec![0; 16 << 20]).await, Err(Over::Stalled)));
+        drop(theirs);
+        assert!(matches!(line.send(&[0]).await, Err(Over::Gone)));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_other_side_is_noticed_while_something_else_is_awaited() {
+        let (mut line, theirs) = pair();
+        drop(theirs);
+        assert!(matches!(line.interruption().await, Over::Gone));
+        let (mut line, mut theirs) = pair();
+        theirs.write_all(&[0]).await.unwrap();
+        assert!(matches!(line.interruption().await, Over::OutOfTurn));
     }
 }

@@ -48,7 +48,7 @@ async fn answer(stream: UnixStream, place: OwnedSemaphorePermit, frames: Frames)
     match spoken {
         Some(Spoken::Frames) => frames.converse(stream, place).await,
         Some(Spoken::Http) => {
-            if let Err(over) = Line::new(stream).send(&not_here()).await {
+            if let Err(over) = Line::new(stream).finish(&not_here()).await {
                 tracing::debug!(%over, "a connection broke");
             }
         }

@@ -103,11 +103,11 @@ impl Session {
                 Err(Stop::Over(over)) => break over,
             }
         };
+        tracing::debug!(process = self.process, %over, "a connection of frames ends");
         if let Some(problem) = last_word(&over) {
-            // The connection ends whether it is read or not.
-            let _ = self.line.send(&error_frame(&problem)).await;
+            // It ends whether this is read or not.
+            let _ = self.line.finish(&error_frame(&problem)).await;
         }
-        tracing::debug!(process = self.process, %over, "a connection of frames ended");
     }
 
     async fn next(&mut self) -> Result<(), Stop> {
