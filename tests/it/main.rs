@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod daemon;
+mod fd_daemon;
 mod fd_door;
 mod holders;
 mod hostile;

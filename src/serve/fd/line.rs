@@ -66,11 +66,7 @@ impl Line {
     /// What is at the other end, in words.
     pub(super) fn process(&self) -> String {
         match self.stream.peer_cred() {
-            Ok(peer) => match peer.pid() {
-                Some(pid) if pid > 0 => format!("process {pid} of user {}", peer.uid()),
-                // Its number means nothing where we are.
-                _ => format!("a process of user {} in another pid namespace", peer.uid()),
-            },
+            Ok(peer) => process_in_words(peer.pid(), peer.uid()),
             Err(_) => "an unknown process".to_owned(),
         }
     }
@@ -164,11 +160,25 @@ impl Line {
     }
 }
 
+/// The kernel gives the number 0 for a process that has none where we are.
+fn process_in_words(pid: Option<i32>, uid: u32) -> String {
+    match pid {
+        Some(pid) if pid > 0 => format!("process {pid} of user {uid}"),
+        _ => format!("a process of user {uid} in another pid namespace"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+
+    #[test]
+    fn a_process_without_a_number_here_is_not_process_0() {
+        assert_eq!(process_in_words(Some(7), 1000), "process 7 of user 1000");
+        assert_eq!(process_in_words(Some(0), 0), "a process of user 0 in another pid namespace");
+    }
 
     fn pair() -> (Line, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -33,7 +33,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest such pause; after it the request is refused. With those before it, about five seconds.
 const LAST_PAUSE: Duration = Duration::from_millis(2560);
 
-/// One connection.
+/// One connection. It is closed before its leases end: the fields are dropped in this order.
 pub(super) struct Session {
     line: Line,
     process: String,
