@@ -5,6 +5,7 @@
 
 mod demo;
 mod door;
+mod init;
 mod leases;
 mod pins;
 mod progress;
@@ -12,7 +13,7 @@ mod report;
 mod table;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::model::{Bytes, ModelId, ModelRef};
 use crate::wire::http::{ModelInfo, ModelList, OpenRequest, Phase, PullList, PullStatus};
 
 use door::Door;
+use init::Init;
 use leases::LeaseFor;
 use progress::{Followed, Reporter};
 use report::{json, out, say};
@@ -69,6 +71,8 @@ enum Command {
     List(Rendering),
     /// Print the directory of a model that is local
     Open(Open),
+    /// Make models usable in directories of a pod: the command of an init container
+    Init(Init),
     /// Remove a model
     #[command(visible_alias = "rm")]
     Remove(Remove),
@@ -308,6 +312,7 @@ impl Cli {
             | Command::Cancel(Cancel { rendering, .. })
             | Command::Config(ConfigCommand::Show { rendering, .. }) => rendering.output,
             Command::Serve
+            | Command::Init(_)
             | Command::Config(ConfigCommand::Check { .. })
             | Command::Completions { .. }
             | Command::Demo => Output::Table,
@@ -328,7 +333,11 @@ pub fn run(cli: &Cli) -> Result<(), Problem> {
 /// Tells standard error what went wrong, and the exit code that belongs to it.
 pub fn report(cli: &Cli, problem: &Problem) -> ExitCode {
     report::error(problem, cli.output());
-    ExitCode::from(problem.fault().exit_code())
+    match cli.command {
+        // Who starts init containers knows only that it failed, and asks for the last lines of the log.
+        Command::Init(_) => ExitCode::FAILURE,
+        _ => ExitCode::from(problem.fault().exit_code()),
+    }
 }
 
 async fn obey(cli: &Cli) -> Result<(), Problem> {
@@ -338,6 +347,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Pull(pull) => self::pull(cli, pull).await,
         Command::List(_) => list(&cli.load()?, output).await,
         Command::Open(open) => self::open(cli, open).await,
+        Command::Init(init) => init::run(init, cli.socket.as_deref().map(Path::new), cli.quiet).await,
         Command::Remove(remove) => self::remove(&cli.load()?, &remove.name, output).await,
         Command::Leases(_) => leases::list(&cli.load()?, output).await,
         Command::Release(Release { id, .. }) => leases::release(&cli.load()?, id, output).await,

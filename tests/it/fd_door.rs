@@ -137,7 +137,9 @@ async fn a_model_that_is_not_local_is_pulled_and_told_of() {
     let scene = Scene::absent().await;
     scene.origin.hold_after(64 << 10);
     let (say, mut hear) = tokio::sync::watch::channel(0);
-    let opener = scene.door.opener().on_progress(move |pull| drop(say.send_replace(pull.bytes_total)));
+    let opener = scene.door.opener().on_progress(move |pull| {
+        say.send_replace(pull.bytes_total);
+    });
     let asked = reference(&scene.reference);
     let opening = tokio::spawn(async move { opener.open(&asked).await });
     hear.wait_for(|total| *total == 300_002).await.unwrap();

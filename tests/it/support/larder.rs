@@ -69,6 +69,10 @@ impl Home {
         self.root().join("larder.sock")
     }
 
+    pub(crate) fn pod_socket(&self) -> PathBuf {
+        self.root().join("pods/larder.sock")
+    }
+
     /// A command that is not started.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
