@@ -7,9 +7,11 @@ mod demo;
 mod door;
 mod init;
 mod leases;
+mod open;
 mod pins;
 mod progress;
 mod report;
+mod socket;
 mod table;
 
 use std::io::IsTerminal;
@@ -25,11 +27,11 @@ use crate::config::{Config, Flags, SETTINGS, Surroundings};
 use crate::daemon;
 use crate::fault::{Code, Diagnose, Problem};
 use crate::model::{Bytes, ModelId, ModelRef};
-use crate::wire::http::{ModelInfo, ModelList, OpenRequest, Phase, PullList, PullStatus};
+use crate::wire::http::{ModelInfo, ModelList, Phase, PullList, PullStatus};
 
 use door::Door;
 use init::Init;
-use leases::LeaseFor;
+use open::Open;
 use progress::{Followed, Reporter};
 use report::{json, out, say};
 use table::Align;
@@ -115,19 +117,6 @@ struct Pull {
     /// Pin the reference too, as `larder pin` does
     #[arg(long)]
     pin: bool,
-    #[command(flatten)]
-    rendering: Rendering,
-}
-
-#[derive(Debug, Args)]
-struct Open {
-    #[command(flatten)]
-    target: Target,
-    /// Pull the model if it is not local
-    #[arg(long)]
-    wait: bool,
-    #[command(flatten)]
-    lease: LeaseFor,
     #[command(flatten)]
     rendering: Rendering,
 }
@@ -297,6 +286,11 @@ impl Cli {
         Config::load(&self.flags(), &Surroundings::of_process()).map_err(|error| Problem::of(&error))
     }
 
+    fn reporter(&self) -> Reporter {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Reporter::for_stderr(self.quiet, std::io::stderr().is_terminal() && !dumb)
+    }
+
     fn output(&self) -> Output {
         match &self.command {
             Command::Pull(Pull { rendering, .. })
@@ -346,7 +340,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Serve => daemon::run(&cli.load()?, || cli.load()).await,
         Command::Pull(pull) => self::pull(cli, pull).await,
         Command::List(_) => list(&cli.load()?, output).await,
-        Command::Open(open) => self::open(cli, open).await,
+        Command::Open(open) => open::run(cli, open).await,
         Command::Init(init) => init::run(init, cli.socket.as_deref().map(Path::new), cli.quiet).await,
         Command::Remove(remove) => self::remove(&cli.load()?, &remove.name, output).await,
         Command::Leases(_) => leases::list(&cli.load()?, output).await,
@@ -411,9 +405,8 @@ async fn hand_over(door: &Door, reference: &ModelRef, output: Output) -> Result<
 /// Pulls and shows how far it is; prints where the model is, if `print`.
 async fn wait_for(door: &Door, reference: &ModelRef, cli: &Cli, print: bool) -> Result<(), Problem> {
     let began = Instant::now();
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     let statuses = door.pull(reference).await?;
-    let mut reporter = Reporter::for_stderr(cli.quiet, std::io::stderr().is_terminal() && !dumb);
+    let mut reporter = cli.reporter();
     let status = match progress::follow(statuses, &mut reporter, interruption()).await? {
         Followed::Ended(status) => status,
         Followed::Interrupted(last) => {
@@ -502,31 +495,6 @@ fn model_table(models: &[ModelInfo]) -> String {
         ("PATH", Align::Left),
     ];
     table::render(columns, &rows)
-}
-
-async fn open(cli: &Cli, open: &Open) -> Result<(), Problem> {
-    let reference = open.target.parse()?;
-    let asked =
-        OpenRequest { lease: open.lease.terms(|name| std::env::var(name).ok())?, ..OpenRequest::of(&reference) };
-    let config = cli.load()?;
-    // A lease is written down, an open is not.
-    let door = if asked.lease.is_some() { Door::to_change(&config).await? } else { Door::to_read(&config).await? };
-    let opened = match door.open(&asked).await {
-        Err(problem) if open.wait && matches!(problem.code, Code::NotLocal | Code::NotReady) => {
-            match wait_for(&door, &reference, cli, false).await {
-                Ok(()) => door.open(&asked).await,
-                Err(problem) => Err(problem),
-            }
-        }
-        other => other,
-    };
-    door.close().await;
-    let opened = opened?;
-    let text = match cli.output() {
-        Output::Table => format!("{}\n", opened.model.path),
-        Output::Json => json(&opened),
-    };
-    Ok(out(&text)?)
 }
 
 async fn remove(config: &Config, name: &str, output: Output) -> Result<(), Problem> {

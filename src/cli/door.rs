@@ -12,9 +12,7 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
-use crate::wire::http::{
-    LeaseInfo, ModelInfo, OpenRequest, Opened, PinInfo, PinRequest, PullRequest, PullStatus, Removed,
-};
+use crate::wire::http::{LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Removed};
 
 /// Longest wait for pulls to stop where they are, when this process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -80,17 +78,6 @@ impl Door {
                     Some((Ok(status), (receiver, false)))
                 });
                 Ok(states.boxed())
-            }
-        }
-    }
-
-    /// Where a model that is local can be read, and a lease on it if one is asked for.
-    pub(super) async fn open(&self, asked: &OpenRequest) -> Result<Opened, Problem> {
-        match self {
-            Door::Daemon(client) => client.open(asked).await,
-            Door::Here(cache) => {
-                let (cache, asked) = (cache.clone(), asked.clone());
-                Ok(blocking(move || cache.open_as(&asked)).await??)
             }
         }
     }

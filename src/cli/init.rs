@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use futures::{StreamExt, stream};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::interruption;
 use super::leases::{LeaseFor, this_pod};
-use super::progress::{self, Reporter};
+use super::progress::Reporter;
 use super::report::say;
+use super::socket::{self, Mount};
 use crate::client::{Model, Opener, default_socket};
 use crate::fault::{Code, Diagnose, Problem};
 use crate::model::{Bytes, ModelRef, RelPath};
-use crate::wire::http::{LeaseTerms, PullStatus};
+use crate::wire::http::LeaseTerms;
 use place::{Method, OpenFile, place};
 
 /// How long a lease lasts that no pod ends: longer than any start takes, shorter than anybody forgets.
@@ -36,9 +36,8 @@ pub(super) struct Init {
     /// How a model gets into its directory
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     method: Choice,
-    /// Where the volume's `public/` is mounted in this container, for `symlink`
-    #[arg(long, env = "LARDER_MOUNT", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    mount: Option<PathBuf>,
+    #[command(flatten)]
+    mount: Mount,
     /// Longest wait for the daemon, such as `2m`
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "2m")]
     patience: Duration,
@@ -93,7 +92,7 @@ impl Diagnose for Error {
 }
 
 /// Makes each reference usable in its directory, one after the other.
-pub(super) async fn run(init: &Init, socket: Option<&Path>, quiet: bool) -> Result<(), Problem> {
+pub(super) async fn run(init: &Init, at: Option<&Path>, quiet: bool) -> Result<(), Problem> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pairs = pairs(&init.pairs, variable)?;
     let terms = match init.lease.terms(variable)? {
@@ -102,16 +101,18 @@ pub(super) async fn run(init: &Init, socket: Option<&Path>, quiet: bool) -> Resu
     };
     for pair in pairs {
         let began = Instant::now();
-        let opener = socket.map_or_else(|| Opener::new(&default_socket()), Opener::new).patience(init.patience);
-        let model = open(&opener, &pair.reference, quiet).await?;
-        let (methods, mount, dest) = (init.method.methods(), init.mount.clone(), pair.dest.clone());
+        let opener = at.map_or_else(|| Opener::new(&default_socket()), Opener::new).patience(init.patience);
+        let mut reporter = if quiet { Reporter::Silent } else { Reporter::Lines(Box::new(say)) };
+        let model = socket::open(opener.clone(), &pair.reference, &mut reporter, interruption()).await?;
+        let (methods, dest) = (init.method.methods(), pair.dest.clone());
+        let mounts = vec![init.mount.directory(&model)];
         let placing =
-            tokio::task::spawn_blocking(move || use_in(&model, methods, mount, &dest).map(|used| (used, model)));
+            tokio::task::spawn_blocking(move || use_in(&model, methods, &mounts, &dest).map(|used| (used, model)));
         let (used, model) = placing.await.map_err(|error| super::Error::Bug { why: error.to_string() })??;
         used.say(&model);
         if used.method == Method::Symlink {
             // The connection's lease keeps the version until this one does.
-            opener.clone().version(&model.info().version).lease(terms.clone()).open(&pair.reference).await?;
+            opener.without_files().version(&model.info().version).lease(terms.clone()).open(&pair.reference).await?;
             say(&leased(&terms));
         }
         // Who runs KServe looks for these two lines.
@@ -121,21 +122,6 @@ pub(super) async fn run(init: &Init, socket: Option<&Path>, quiet: bool) -> Resu
     Ok(())
 }
 
-/// Opens the model, pulled if it is not local, and logs how far that is.
-async fn open(opener: &Opener, reference: &ModelRef, quiet: bool) -> Result<Model, Problem> {
-    let (heard, statuses) = mpsc::unbounded_channel::<PullStatus>();
-    let opener = opener.clone().wait(true).on_progress(move |status| {
-        // Nobody listens any more when the model is open.
-        let _ = heard.send(status.clone());
-    });
-    let statuses = stream::unfold(statuses, |mut heard| async move { Some((Ok(heard.recv().await?), heard)) });
-    let mut reporter = if quiet { Reporter::Silent } else { Reporter::Lines(Box::new(say)) };
-    // The opener goes when it has opened, and with it the channel: so both end together.
-    let opened = async move { opener.open(reference).await };
-    let followed = progress::follow(statuses.boxed(), &mut reporter, std::future::pending());
-    tokio::join!(opened, followed).0
-}
-
 /// What a model was made usable by.
 struct Used {
     method: Method,
@@ -143,10 +129,7 @@ struct Used {
     failed: Vec<(Method, String)>,
 }
 
-fn use_in(model: &Model, methods: &[Method], mount: Option<PathBuf>, dest: &Path) -> Result<Used, Problem> {
-    let below = Path::new(model.path_below_public());
-    // Without a word, where the daemon has it: manifests usually mount the volume at the same path.
-    let mounts = vec![mount.map_or_else(|| PathBuf::from(&model.info().path), |mount| mount.join(below))];
+fn use_in(model: &Model, methods: &[Method], mounts: &[PathBuf], dest: &Path) -> Result<Used, Problem> {
     let strange =
         |what: &str| Problem::new(Code::InternalError, format!("cannot read what the daemon sent: {what}"), SAME);
     let mut files = Vec::new();
@@ -157,7 +140,7 @@ fn use_in(model: &Model, methods: &[Method], mount: Option<PathBuf>, dest: &Path
     }
     let files: Vec<_> =
         files.iter().map(|(path, digest, size, file)| OpenFile { path, digest: *digest, size: *size, file }).collect();
-    let (method, failed) = place(methods, &files, &mounts, dest).map_err(|error| Problem::of(&error))?;
+    let (method, failed) = place(methods, &files, mounts, dest).map_err(|error| Problem::of(&error))?;
     Ok(Used { method, failed })
 }
 

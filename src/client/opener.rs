@@ -36,7 +36,7 @@ pub fn default_socket() -> PathBuf {
         return socket;
     }
     let of_user = || {
-        let data = || Some(variable("XDG_DATA_HOME").or_else(|| Some(variable("HOME")?.join(".local/share")))?);
+        let data = || variable("XDG_DATA_HOME").or_else(|| Some(variable("HOME")?.join(".local/share")));
         Some(variable("XDG_RUNTIME_DIR").or_else(data)?.join("larder/larder.sock"))
     };
     match Path::new(OF_NODE).exists() {
@@ -52,6 +52,7 @@ pub struct Opener {
     pub(super) patience: Duration,
     pub(super) progress: Option<Progress>,
     wait: bool,
+    files: bool,
     warm: bool,
     file: Option<String>,
     version: Option<String>,
@@ -69,11 +70,18 @@ impl Opener {
             patience: DEFAULT_PATIENCE,
             progress: None,
             wait: true,
+            files: true,
             warm: false,
             file: None,
             version: None,
             lease: None,
         }
+    }
+
+    /// Asks for no files: what is opened is a directory, and the lease on it.
+    pub fn without_files(mut self) -> Opener {
+        self.files = false;
+        self
     }
 
     /// Whether a model that is not local is pulled, however long that takes; else it is an error.
@@ -138,7 +146,7 @@ impl Opener {
             version: self.version.clone(),
             file: self.file.clone(),
             wait: self.wait,
-            descriptors: true,
+            descriptors: self.files,
             warm: self.warm,
             lease: self.lease.clone(),
         }

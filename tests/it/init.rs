@@ -78,6 +78,32 @@ async fn a_model_that_is_not_local_is_pulled_linked_to_and_leased_for_the_pod() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_a_pod_open_pulls_leases_and_prints_where_the_pod_sees_the_model_and_nothing_else_is_answered() {
+    let (_origin, reference) = origin().await;
+    let home = Home::new();
+    let _daemon = home.serve().await;
+    let run = async |words: &[&str]| {
+        let mut command = home.command(words);
+        command.envs(pod_of(&home));
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    };
+    let ended = run(&["open", &reference]).await;
+    assert_eq!((ended.code, ended.err.contains("code: not-local")), (Some(66), true), "{}", ended.err);
+    let ended = run(&["open", "--wait", "--lease-for", "pod", "--mount", "/models", &reference]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    assert!(ended.out.starts_with("/models/http/127.0.0.1_"), "{}", ended.out);
+    assert!(home.public().join(ended.out.trim().strip_prefix("/models/").unwrap()).join("config.json").exists());
+    assert_eq!(home.done(&["leases"]).await.lines().count(), 2, "the connection's is over, the pod's is not");
+    for words in [&["list"][..], &["remove", &reference], &["leases"]] {
+        let ended = run(words).await;
+        assert_eq!(ended.code, Some(77), "{words:?}: {}", ended.err);
+        assert!(ended.err.contains("code: policy-denied") && ended.err.contains("`serve.socket`"), "{}", ended.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_the_volume_is_not_mounted_the_model_is_copied_and_no_lease_stays() {
     let (_origin, reference) = origin().await;
     let home = Home::new();
