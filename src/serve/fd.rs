@@ -26,7 +26,7 @@ use crate::cache::Cache;
 use crate::fault::{Code, Problem};
 use crate::wire::frame::{self, Answer, MAX_ANSWER_BYTES};
 use crate::wire::http::ProblemBody;
-use session::Session;
+use session::{Asker, Session};
 
 pub use limits::{MAX_POD_CONNECTIONS, most_connections, raise_descriptor_limit};
 pub use pods::listen_to_pods;
@@ -81,12 +81,12 @@ impl Frames {
     /// Answers requests until the other side ends, breaks the protocol, or the daemon shuts down.
     pub(super) async fn answer(self, stream: UnixStream) {
         if let Some(place) = self.place_for(&stream) {
-            self.converse(stream, place).await;
+            self.converse(stream, Asker::Node, place).await;
         }
     }
 
-    async fn converse(self, stream: UnixStream, place: OwnedSemaphorePermit) {
-        Session::new(stream, self).run().await;
+    async fn converse(self, stream: UnixStream, asker: Asker, place: OwnedSemaphorePermit) {
+        Session::new(stream, asker, self).run().await;
         drop(place);
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::support::hub::{RepoFile, TestHub};
 use super::support::larder::{Ended, Home};
 use super::support::model_origin::ModelOrigin;
 use super::support::skip::skipped;
@@ -13,13 +14,13 @@ use super::support::skip::skipped;
 const FILES: [(&str, &[u8]); 3] =
     [("config.json", b"{}"), ("model.safetensors", &[7; 100_000]), ("onnx/model.onnx", b"weights")];
 
-async fn origin() -> (ModelOrigin, String) {
-    let origin = ModelOrigin::start().await;
-    for (path, bytes) in FILES {
-        origin.put("m", path, bytes);
-    }
-    let reference = origin.reference("m");
-    (origin, reference)
+/// A Hub with a model, and a home whose daemon knows it.
+async fn home() -> (TestHub, Home, String) {
+    let hub = TestHub::start().await;
+    hub.publish("org/m", FILES.map(|(path, bytes)| RepoFile::new(path, bytes)).to_vec());
+    let mut home = Home::new();
+    home.set("HF_ENDPOINT", hub.endpoint());
+    (hub, home, "hf://org/m@main".to_owned())
 }
 
 /// A home whose commands stand in a pod: they know the pods' socket, and which pod they are.
@@ -55,8 +56,7 @@ fn last_lines(said: &str) -> [&str; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_is_not_local_is_pulled_linked_to_and_leased_for_the_pod() {
-    let (_origin, reference) = origin().await;
-    let home = Home::new();
+    let (_hub, home, reference) = home().await;
     let _daemon = home.serve().await;
     let dest = home.path().join("mnt/models");
     for _ in 0..2 {
@@ -79,8 +79,7 @@ async fn a_model_that_is_not_local_is_pulled_linked_to_and_leased_for_the_pod() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_pod_open_pulls_leases_and_prints_where_the_pod_sees_the_model_and_nothing_else_is_answered() {
-    let (_origin, reference) = origin().await;
-    let home = Home::new();
+    let (_hub, home, reference) = home().await;
     let _daemon = home.serve().await;
     let run = async |words: &[&str]| {
         let mut command = home.command(words);
@@ -93,7 +92,7 @@ async fn in_a_pod_open_pulls_leases_and_prints_where_the_pod_sees_the_model_and_
     assert_eq!((ended.code, ended.err.contains("code: not-local")), (Some(66), true), "{}", ended.err);
     let ended = run(&["open", "--wait", "--lease-for", "pod", "--mount", "/models", &reference]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.err);
-    assert!(ended.out.starts_with("/models/http/127.0.0.1_"), "{}", ended.out);
+    assert!(ended.out.starts_with("/models/hub/models--org--m/snapshots/"), "{}", ended.out);
     assert!(home.public().join(ended.out.trim().strip_prefix("/models/").unwrap()).join("config.json").exists());
     assert_eq!(home.done(&["leases"]).await.lines().count(), 2, "the connection's is over, the pod's is not");
     for words in [&["list"][..], &["remove", &reference], &["leases"]] {
@@ -105,8 +104,7 @@ async fn in_a_pod_open_pulls_leases_and_prints_where_the_pod_sees_the_model_and_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_volume_is_not_mounted_the_model_is_copied_and_no_lease_stays() {
-    let (_origin, reference) = origin().await;
-    let home = Home::new();
+    let (_hub, home, reference) = home().await;
     let _daemon = home.serve().await;
     let (dest, elsewhere) = (home.path().join("dest"), home.path().join("elsewhere"));
     let words = ["--mount", elsewhere.to_str().unwrap(), "--method", "auto", &reference, dest.to_str().unwrap()];
@@ -127,12 +125,11 @@ async fn where_the_volume_is_not_mounted_the_model_is_copied_and_no_lease_stays(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_models_are_made_usable_by_one_command_and_patterns_are_kserves() {
-    let (origin, reference) = origin().await;
-    origin.put("other", "config.json", b"other");
-    let home = Home::new();
+    let (hub, home, reference) = home().await;
+    hub.publish("org/other", vec![RepoFile::new("config.json", &b"other"[..])]);
     let _daemon = home.serve().await;
     let [one, two] = ["one", "two"].map(|name| home.path().join(name));
-    let other = origin.reference("other");
+    let other = "hf://org/other:main".to_owned();
     let mut pod = pod_of(&home);
     pod.push(("STORAGE_ALLOW_PATTERNS", "[\"*.json\"]".into()));
     let words = [&reference, one.to_str().unwrap(), &other, two.to_str().unwrap()];
@@ -145,17 +142,18 @@ async fn several_models_are_made_usable_by_one_command_and_patterns_are_kserves(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_failure_ends_with_exit_code_1_and_says_what_to_do() {
-    let (origin, reference) = origin().await;
-    let home = Home::new();
+    let (_hub, home, reference) = home().await;
     let daemon = home.serve().await;
     let dest = home.path().join("dest");
     let dest = dest.to_str().unwrap();
-    let absent = origin.reference("absent");
+    let absent = "hf://org/absent".to_owned();
     for (words, code) in [
         (vec![reference.as_str()], "bad-request"),
         (vec!["ftp://host/m", dest], "bad-reference"),
-        (vec![&absent, dest], "repo-not-found"),
+        (vec![&absent, dest], "auth-missing"),
         (vec![&reference, "/proc/version/dest"], "destination-unusable"),
+        (vec!["file:///etc", dest], "policy-denied"),
+        (vec!["http://169.254.169.254/latest/", dest], "policy-denied"),
     ] {
         let ended = init(&home, &pod_of(&home), &words).await;
         assert_eq!(ended.code, Some(1), "{words:?}: {}", ended.err);
@@ -172,8 +170,7 @@ async fn every_failure_ends_with_exit_code_1_and_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_starts_later_is_waited_for() {
-    let (_origin, reference) = origin().await;
-    let home = Home::new();
+    let (_hub, home, reference) = home().await;
     let dest = home.path().join("dest");
     let mut command = home.command(&["init", &reference, dest.to_str().unwrap()]);
     command.envs(pod_of(&home));

@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
 use super::line::Line;
+use super::session::Asker;
 use super::{Frames, Spoken, spoken};
 use crate::fault::{Code, Problem};
 use crate::serve::problem::PROBLEM_JSON;
@@ -46,7 +47,7 @@ async fn answer(stream: UnixStream, place: OwnedSemaphorePermit, frames: Frames)
         () = frames.0.shutdown.cancelled() => None,
     };
     match spoken {
-        Some(Spoken::Frames) => frames.converse(stream, place).await,
+        Some(Spoken::Frames) => frames.converse(stream, Asker::Pod, place).await,
         Some(Spoken::Http) => {
             if let Err(over) = Line::new(stream).finish(&not_here()).await {
                 tracing::debug!(%over, "a connection broke");

@@ -13,7 +13,7 @@ use super::line::{Line, Over};
 use super::{Frames, encoded, error_frame, is_exhausted};
 use crate::cache::{self, Lease, OpenModel, PullHandle};
 use crate::fault::{Code, Problem};
-use crate::model::{ManifestFile, ModelRef};
+use crate::model::{ManifestFile, ModelRef, Scheme};
 use crate::store;
 use crate::wire::frame::{self, Answer, BadFrame, MAX_BATCH_FILES, OpenFiles, OpenedFiles, PROTOCOL, Request};
 use crate::wire::http::{LeaseInfo, ModelFile, Phase, PullStatus};
@@ -33,9 +33,19 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest such pause; after it the request is refused. With those before it, about five seconds.
 const LAST_PAUSE: Duration = Duration::from_millis(2560);
 
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// Whoever may open the node's own socket, and so may do all.
+    Node,
+    /// A pod. What it has pulled is fetched with the node's eyes and credentials.
+    Pod,
+}
+
 /// One connection. It is closed before its leases end: the fields are dropped in this order.
 pub(super) struct Session {
     line: Line,
+    asker: Asker,
     process: String,
     frames: Frames,
     open: Vec<Open>,
@@ -83,9 +93,9 @@ impl From<cache::Error> for Stop {
 }
 
 impl Session {
-    pub(super) fn new(stream: UnixStream, frames: Frames) -> Session {
+    pub(super) fn new(stream: UnixStream, asker: Asker, frames: Frames) -> Session {
         let line = Line::new(stream);
-        Session { process: line.process(), line, frames, open: Vec::new(), pending: None }
+        Session { process: line.process(), line, asker, frames, open: Vec::new(), pending: None }
     }
 
     /// Answers requests until the connection ends.
@@ -158,6 +168,9 @@ impl Session {
         }
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude);
         let reference = reference.map_err(cache::Error::from)?;
+        if self.asker == Asker::Pod {
+            pods_may_pull(&reference)?;
+        }
         if let Some(pull) = self.frames.0.cache.pull_unless_local(&reference)? {
             self.watch(pull).await?;
             return self.try_open(&asked).await;
@@ -334,6 +347,21 @@ fn last_word(over: &Over) -> Option<Problem> {
             "send a request at once and whole, and wait for its answer",
         )),
     }
+}
+
+/// Refuses what would let a pod see with the node's eyes what it cannot see with its own: the node's disk, and the services
+/// a cloud offers to a node over plain HTTP. What somebody else has pulled, it may open all the same.
+fn pods_may_pull(reference: &ModelRef) -> Result<(), Problem> {
+    let reads = match reference.scheme() {
+        Scheme::File => "the node's own disk",
+        Scheme::Http => "what the node reaches without encryption, such as its cloud's metadata",
+        Scheme::Hf | Scheme::S3 | Scheme::Gs | Scheme::Az | Scheme::Https => return Ok(()),
+    };
+    Err(Problem::new(
+        Code::PolicyDenied,
+        format!("cannot pull `{reference}` for a pod: `{}://` reads {reads}", reference.scheme().text()),
+        format!("have it pulled on the node (`larder pull '{reference}'`, or `pull.pinned`): then pods can open it"),
+    ))
 }
 
 /// Whether a pull could help.
