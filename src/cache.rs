@@ -374,6 +374,7 @@ impl Cache {
             quota_bytes: self.0.config.quota.map(|quota| quota.0),
             free_bytes: self.0.volume.free_bytes().unwrap_or(0),
             pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
+            leases: self.0.ledger.lease_counts(),
             volume_read_only: self.read_only_because().is_some(),
         }
     }

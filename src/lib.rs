@@ -24,13 +24,13 @@
 //! - [`fault`]: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
 //! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
 //! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
-//! - [`wire`]: bodies of the HTTP API.
+//! - [`wire`]: bodies of the HTTP API, frames of the socket, and the map of a descriptor.
 //! - [`store`]: the only code that changes the disk.
 //! - [`index`]: sled; disposable; checksum to digest, recency.
 //! - [`source`]: places that resolve a reference and stream its files.
 //! - [`cache`]: the verbs.
-//! - [`serve`]: the HTTP door.
-//! - [`client`]: the same door from the other side.
+//! - [`serve`]: the doors: HTTP, and descriptors over the socket.
+//! - [`client`]: the same doors from the other side.
 //! - [`config`]: the file, the environment and the flags.
 //! - [`daemon`]: builds everything, runs it, drains it.
 //! - [`cli`]: words to one call.

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use larder::fault::{Code, Fault};
+use larder::serve::fd::MAX_POD_CONNECTIONS;
 use larder::telemetry::metrics::METRICS;
+use larder::wire::frame::{MAX_ANSWER_BYTES, MAX_BATCH_FILES, MAX_REQUEST_BYTES, Request};
 
 fn page(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
@@ -85,6 +87,32 @@ fn examples_in_api_md_have_the_fields_of_the_schemas() {
     }
     let models = examples.iter().find_map(|e| e["models"].get(0)?.get("path").map(|_| &e["models"][0])).unwrap();
     assert_eq!(fields(models), fields(&api["components"]["schemas"]["ModelInfo"]["properties"]));
+}
+
+#[test]
+fn protocol_md_has_the_requests_and_the_limits_of_the_code() {
+    let page = page("protocol.md");
+    let requests = page.split("\n## Requests\n").nth(1).expect("a section `Requests`").split("\n## ").next().unwrap();
+    let examples: Vec<Request> = requests
+        .split("```json\n")
+        .skip(1)
+        .map(|rest| serde_json::from_str(rest.split("```").next().unwrap()).expect("an example is no request"))
+        .collect();
+    assert!(matches!(examples[..], [Request::Open(_), Request::More {}, Request::Release { .. }]), "{examples:?}");
+    let grouped = |number: usize| match number {
+        0..1000 => number.to_string(),
+        1000..1_000_000 => format!("{},{:03}", number / 1000, number % 1000),
+        _ => format!("{},{:03},{:03}", number / 1_000_000, number / 1000 % 1000, number % 1000),
+    };
+    for (number, unit) in [
+        (MAX_REQUEST_BYTES, " bytes"),
+        (MAX_ANSWER_BYTES, " bytes"),
+        (MAX_BATCH_FILES, " files"),
+        (MAX_POD_CONNECTIONS, " at most"),
+    ] {
+        let said = format!("{}{unit}", grouped(number));
+        assert!(page.contains(&said), "it does not say {said}");
+    }
 }
 
 #[test]

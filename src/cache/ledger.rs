@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::lease::Held;
 use crate::model::{Bytes, Digest, Holder, Location, Manifest, ModelId, ModelRef, Record, RelPath};
 use crate::store::{Blob, PinnedBy};
+use crate::telemetry::metrics::LeaseCounts;
 
 /// The facts the cache decides by. Cheap to clone.
 #[derive(Clone, Default)]
@@ -366,6 +367,19 @@ impl Ledger {
     pub(super) fn totals(&self) -> Totals {
         let facts = self.facts();
         Totals { models: facts.models.len() as u64, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
+    }
+
+    /// Leases by the kind of their holder.
+    pub(super) fn lease_counts(&self) -> LeaseCounts {
+        let mut counts = LeaseCounts::default();
+        for held in self.facts().leases.values().filter(|held| !held.is_over()) {
+            match held.holder {
+                Holder::Pod(_) => counts.pods += 1,
+                Holder::Name(_) => counts.names += 1,
+                Holder::Connection(_) => counts.connections += 1,
+            }
+        }
+        counts
     }
 }
 

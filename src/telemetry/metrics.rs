@@ -1,12 +1,13 @@
 //! Every metric, in one list: [`METRICS`]. Base units only: bytes and seconds.
 
 use std::fmt::Write;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
@@ -53,6 +54,7 @@ pub const METRICS: &[Described] = &[
     described("larder_quota_bytes", &[], "Most bytes models may use; absent if only the file system limits them"),
     described("larder_free_bytes", &[], "Bytes the file system of the volume would still give"),
     described("larder_pulls_active", &[], "Pulls under way"),
+    described("larder_leases", &["kind"], "Leases that are held: by a pod, by a name or by a connection"),
     described("larder_volume_read_only", &[], "1 if the volume takes no more writes, else 0"),
     described("process_resident_memory_bytes", &[], "Memory of this process that is in RAM"),
     described("process_open_fds", &[], "Open file descriptors of this process"),
@@ -99,6 +101,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpenLabel {
     outcome: &'static str,
 }
@@ -140,8 +147,21 @@ pub struct Gauges {
     pub free_bytes: u64,
     /// Pulls under way.
     pub pulls_active: u64,
+    /// Leases by the kind of their holder.
+    pub leases: LeaseCounts,
     /// Whether the volume takes no more writes.
     pub volume_read_only: bool,
+}
+
+/// How many leases are held, by the kind of their holder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeaseCounts {
+    /// By pods.
+    pub pods: u64,
+    /// By names.
+    pub names: u64,
+    /// By connections.
+    pub connections: u64,
 }
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -290,8 +310,14 @@ impl Metrics {
         gauge("larder_free_bytes", Some(gauges.free_bytes));
         gauge("larder_pulls_active", Some(gauges.pulls_active));
         gauge("larder_volume_read_only", Some(u64::from(gauges.volume_read_only)));
+        let leases = Family::<KindLabel, Gauge<u64, AtomicU64>>::default();
+        let LeaseCounts { pods, names, connections } = gauges.leases;
+        for (kind, held) in [("pod", pods), ("name", names), ("connection", connections)] {
+            leases.get_or_create(&KindLabel { kind }).set(held);
+        }
         gauge("process_resident_memory_bytes", resident_bytes());
         gauge("process_open_fds", open_fds());
+        register(&mut now, "larder_leases", leases);
 
         let mut body = String::with_capacity(16 * 1024);
         text::encode_registry(&mut body, &self.registry)

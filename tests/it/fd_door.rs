@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use larder::fault::Code;
 use larder::serve::fd::raise_descriptor_limit;
+use larder::telemetry::metrics::LeaseCounts;
 use larder::wire::frame::{MAX_BATCH_FILES, MAX_REQUEST_BYTES};
 use larder::wire::http::{HolderKind, LeaseTerms};
 use serde_json::{Value, json};
@@ -184,6 +185,7 @@ async fn the_connection_is_the_lease() {
     assert_eq!(leases, [model.lease().unwrap()]);
     let uid = rustix::process::getuid().as_raw();
     assert_eq!(leases[0].holder, format!("process {} of user {uid}", std::process::id()));
+    assert_eq!(scene.node.cache().gauges().leases, LeaseCounts { connections: 1, ..LeaseCounts::default() });
     let refused = scene.node.cache().remove(&scene.reference).unwrap_err();
     assert!(refused.to_string().contains("it is held by process"), "{refused}");
     drop(model);

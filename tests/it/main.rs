@@ -10,6 +10,7 @@ mod hostile;
 mod hub_protocol;
 mod init;
 mod pull;
+mod readers_page;
 mod real;
 mod sharing;
 mod source_az;
