@@ -669,6 +669,19 @@ mod tests {
     }
 
     #[test]
+    fn pods_have_a_socket_where_root_runs_us_or_somebody_wants_one() {
+        let pods = |root: bool, variables: &[(&str, &str)]| {
+            let environment = [("HOME", "/home/u")].iter().chain(variables).copied().collect();
+            Config::load(&Flags::default(), &Surroundings::new(environment, root)).unwrap().serve.pod_socket
+        };
+        assert_eq!(pods(true, &[]), Some("/run/larder/pods/larder.sock".into()));
+        assert_eq!(pods(true, &[("LARDER_SOCKET", "/x/s")]), Some("/x/pods/larder.sock".into()));
+        assert_eq!(pods(true, &[("LARDER_SERVE_POD_SOCKET", "off")]), None);
+        assert_eq!(pods(false, &[]), None);
+        assert_eq!(pods(false, &[("LARDER_SERVE_POD_SOCKET", "/x/p")]), Some("/x/p".into()));
+    }
+
+    #[test]
     fn a_list_of_references_is_read_from_the_file_and_from_a_variable() {
         let read = |config: Config| config.pull.pinned.iter().map(ToString::to_string).collect::<Vec<_>>();
         let expected = ["hf://o/a@main", "s3://bucket/p"];

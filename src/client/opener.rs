@@ -1,5 +1,6 @@
 //! [`Opener`]: how a model is to be opened; and what to do while no daemon answers.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,18 +31,18 @@ pub(super) const LONGEST_KEEPER_PAUSE: Duration = Duration::from_secs(5);
 /// The socket that is asked when none is named: `LARDER_SOCKET`; else `/run/larder/larder.sock`, if it is there, as in a pod
 /// and on a node; else the one of a daemon that this user has started.
 pub fn default_socket() -> PathBuf {
-    const OF_NODE: &str = "/run/larder/larder.sock";
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(socket) = variable("LARDER_SOCKET") {
+    socket_of(|name| std::env::var_os(name), Path::new("/run/larder/larder.sock"))
+}
+
+fn socket_of(variable: impl Fn(&str) -> Option<OsString>, of_node: &Path) -> PathBuf {
+    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(socket) = path("LARDER_SOCKET") {
         return socket;
     }
-    let of_user = || {
-        let data = || variable("XDG_DATA_HOME").or_else(|| Some(variable("HOME")?.join(".local/share")));
-        Some(variable("XDG_RUNTIME_DIR").or_else(data)?.join("larder/larder.sock"))
-    };
-    match Path::new(OF_NODE).exists() {
-        true => PathBuf::from(OF_NODE),
-        false => of_user().unwrap_or_else(|| PathBuf::from(OF_NODE)),
+    let data = || path("XDG_DATA_HOME").or_else(|| Some(path("HOME")?.join(".local/share")));
+    match path("XDG_RUNTIME_DIR").or_else(data) {
+        Some(dir) if !of_node.exists() => dir.join("larder/larder.sock"),
+        _ => of_node.to_owned(),
     }
 }
 
@@ -323,6 +324,25 @@ mod tests {
         }
         patience.heard();
         assert_eq!(patience.next(), Some(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn the_socket_is_the_one_that_is_named_or_the_nodes_or_the_users() {
+        let dir = tempfile::tempdir().unwrap();
+        let (present, absent) = (dir.path().to_owned(), dir.path().join("larder.sock"));
+        let socket = |variables: &[(&str, &str)], of_node: &Path| {
+            let found = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            socket_of(found, of_node)
+        };
+        let home = ("HOME", "/home/u");
+        assert_eq!(socket(&[("LARDER_SOCKET", "/s"), home], &present), Path::new("/s"));
+        assert_eq!(socket(&[("LARDER_SOCKET", ""), home], &present), present);
+        assert_eq!(socket(&[home], &absent), Path::new("/home/u/.local/share/larder/larder.sock"));
+        assert_eq!(
+            socket(&[home, ("XDG_RUNTIME_DIR", "/run/user/7")], &absent),
+            Path::new("/run/user/7/larder/larder.sock")
+        );
+        assert_eq!(socket(&[], &absent), absent);
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Frames {
                     "close models that are not needed (`larder leases`), or raise the daemon's limit of open files",
                 )
             };
-            tracing::warn!(code = %problem.code, connections = most, "a connection is refused");
+            tracing::info!(code = %problem.code, connections = most, "refused");
             // What has just been connected has room for it.
             let _ = stream.try_write(&error_frame(&problem));
         }

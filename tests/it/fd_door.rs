@@ -205,7 +205,7 @@ async fn a_lease_that_was_asked_for_outlives_the_connection() {
     while scene.node.cache().leases().iter().any(|lease| lease.id == own.id) {
         tokio::task::yield_now().await;
     }
-    assert_eq!(scene.node.cache().leases(), [lasting.clone()]);
+    assert_eq!(scene.node.cache().leases(), std::slice::from_ref(&lasting));
 
     let mut raw = scene.door.raw().await;
     raw.say(json!({"type": "release", "lease": lasting.id})).await;
