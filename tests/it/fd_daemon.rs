@@ -180,7 +180,8 @@ async fn readers_do_not_notice_that_the_daemon_is_killed_and_are_leased_again() 
             assert_eq!(**map, bytes(1 << 20));
             assert_eq!(*model.mmap("config.json").unwrap(), b"{}"[..]);
         }
-        daemon = home.serve().await;
+        // It may lease before it says that it is ready.
+        daemon = home.start(&["serve"]);
         for _ in &models {
             let line = daemon.says("\"message\":\"leased\"").await;
             assert_eq!(field(&line, "model"), models[0].info().id);
@@ -203,7 +204,7 @@ async fn the_version_that_is_open_is_leased_again_though_the_reference_means_ano
     origin.put("m", "config.json", b"{\"moved\": true}");
     home.done(&["pull", &asked]).await;
 
-    let mut daemon = home.serve().await;
+    let mut daemon = home.start(&["serve"]);
     for _ in &models {
         daemon.says("\"message\":\"leased\"").await;
     }
