@@ -24,6 +24,9 @@ use super::support::node::{TestNode, reference};
 /// More connections than any test but those that count them has.
 const PLENTY: usize = 4096;
 
+/// Longest wait for what happens by itself: a bound against hanging, not a measurement.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+
 /// A pattern that shows a byte in the wrong place.
 fn bytes(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
@@ -70,11 +73,15 @@ impl Scene {
         json!({"type": "open", "protocol": 1, "reference": self.reference, "descriptors": true})
     }
 
-    /// Waits until nobody holds a lease: a connection that has ended takes its leases with it a moment later.
-    async fn is_left(&self) {
-        while !self.node.cache().leases().is_empty() {
-            tokio::task::yield_now().await;
-        }
+    /// Waits until so many leases are held: a connection that has ended takes its leases with it a moment later.
+    async fn are_held(&self, leases: usize) {
+        let held = async {
+            while self.node.cache().leases().len() != leases {
+                tokio::task::yield_now().await;
+            }
+        };
+        let held = tokio::time::timeout(MAX_WAIT, held).await;
+        held.unwrap_or_else(|_| panic!("{:#?}", self.node.cache().leases()));
     }
 }
 
@@ -114,7 +121,7 @@ async fn a_program_without_a_runtime_opens_models_too() {
     let model = opened.await.unwrap();
     assert_eq!(scene.node.cache().leases().len(), 1);
     drop(model);
-    scene.is_left().await;
+    scene.are_held(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +196,7 @@ async fn the_connection_is_the_lease() {
     let refused = scene.node.cache().remove(&scene.reference).unwrap_err();
     assert!(refused.to_string().contains("it is held by process"), "{refused}");
     drop(model);
-    scene.is_left().await;
+    scene.are_held(0).await;
     scene.node.cache().remove(&scene.reference).unwrap();
 }
 
@@ -200,11 +207,8 @@ async fn a_lease_that_was_asked_for_outlives_the_connection() {
     let model = scene.door.opener().lease(terms).open(&reference(&scene.reference)).await.unwrap();
     let lasting = model.lasting_lease().unwrap().clone();
     assert_eq!((lasting.kind, lasting.holder.as_str()), (HolderKind::Name, "job-7"));
-    let own = model.lease().unwrap();
     drop(model);
-    while scene.node.cache().leases().iter().any(|lease| lease.id == own.id) {
-        tokio::task::yield_now().await;
-    }
+    scene.are_held(1).await;
     assert_eq!(scene.node.cache().leases(), std::slice::from_ref(&lasting));
 
     let mut raw = scene.door.raw().await;
@@ -233,7 +237,7 @@ async fn one_connection_holds_several_models_and_may_let_go_of_one() {
     raw.say(scene.open()).await;
     raw.hears("opened").await;
     drop(raw);
-    scene.is_left().await;
+    scene.are_held(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,7 +382,7 @@ async fn a_client_that_never_reads_loses_its_lease_and_stalls_nobody() {
     let request = frame(&scene.open().to_string());
     // Until the daemon has closed it: answers that nobody reads take no memory of the daemon, so it stops to read, too.
     let mut asked = 0;
-    while raw.send(&request).await {
+    while tokio::time::timeout(MAX_WAIT, raw.send(&request)).await.expect("it is given up") {
         asked += 1;
         if asked == 100 {
             scene.door.opener().open(&reference(&scene.reference)).await.unwrap();
@@ -386,7 +390,7 @@ async fn a_client_that_never_reads_loses_its_lease_and_stalls_nobody() {
         assert!(asked < 1_000_000, "it is read for ever");
     }
     assert!(asked > 100, "{asked}");
-    scene.is_left().await;
+    scene.are_held(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,7 +404,7 @@ async fn a_thousand_opens_at_once_are_all_granted() {
         assert_eq!(&*model.mmap("sub/model.safetensors").unwrap(), bytes(1, 300_000));
     }
     drop(models);
-    scene.is_left().await;
+    scene.are_held(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -428,12 +432,14 @@ async fn one_connection_too_many_is_told_so_at_once() {
     assert!(pods.hears_error("too-many-holders").await.contains("2 are held already"));
     assert_eq!(pods.hear().await, None);
     drop(first);
-    while scene.node.cache().leases().len() > 1 {
-        tokio::task::yield_now().await;
-    }
-    while opener.open(&asked).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    scene.are_held(1).await;
+    // Its place is free a moment after its lease has ended.
+    let granted = async {
+        while opener.open(&asked).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(MAX_WAIT, granted).await.expect("a place that is left is given again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
