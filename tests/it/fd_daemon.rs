@@ -6,8 +6,10 @@ use std::process::{Child, Command, Stdio};
 
 use futures::future::try_join_all;
 use larder::client::{Client, Model, Opener};
-use larder::fault::Problem;
+use larder::fault::{Code, Problem};
 use larder::model::ModelRef;
+use larder::wire::frame::MAX_BATCH_FILES;
+use tokio::net::UnixStream;
 
 use super::support::gated_origin::GatedOrigin;
 use super::support::larder::{Home, Running};
@@ -68,6 +70,32 @@ async fn ten_thousand_opens_leave_nothing_behind() {
     // A connection is closed before its lease ends.
     assert_eq!(open_descriptors(&daemon), before);
     assert_eq!(Client::new(&home.socket()).leases().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_without_a_descriptor_left_says_so_and_recovers() {
+    const MOST: u32 = 128;
+    let origin = ModelOrigin::start().await;
+    for at in 0..MAX_BATCH_FILES {
+        origin.put("m", &format!("{at}.bin"), b"x");
+    }
+    let home = Home::new();
+    let daemon = home.serve_with_descriptors(MOST).await;
+    let (opener, asked) = (opener(&home), reference(&origin.reference("m")));
+    // More at once than it can have open: they wait for each other.
+    try_join_all((0..8).map(|_| opener.open(&asked))).await.unwrap();
+
+    let mut idle = Vec::new();
+    while open_descriptors(&daemon) + MAX_BATCH_FILES <= MOST as usize {
+        idle.push(UnixStream::connect(home.socket()).await.unwrap());
+        // Accepted, once somebody behind it in the queue was heard.
+        let _ = opener.clone().file("no.bin").open(&asked).await.unwrap_err();
+    }
+    let error = opener.open(&asked).await.unwrap_err();
+    assert_eq!(error.code, Code::TooManyHolders, "{error}");
+    assert!(error.message.starts_with("cannot hand out files: ") && !error.action.is_empty(), "{error}");
+    drop(idle);
+    opener.open(&asked).await.unwrap();
 }
 
 /// What other tests start as a process of its own, to kill it.

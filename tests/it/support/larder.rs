@@ -108,6 +108,18 @@ impl Home {
     }
 }
 
+impl Home {
+    /// The same daemon, which may open no more descriptors than this.
+    pub(crate) async fn serve_with_descriptors(&self, most: u32) -> Running {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n \"$1\"; exec \"$0\" serve", env!("CARGO_BIN_EXE_larder"), &most.to_string()]);
+        command.env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        let mut daemon = Running::start(command);
+        daemon.says("\"message\":\"ready\"").await;
+        daemon
+    }
+}
+
 /// A process whose standard error is read as it comes. Killed when it is dropped.
 pub(crate) struct Running {
     child: Child,
