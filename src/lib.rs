@@ -24,7 +24,7 @@
 //! - [`fault`]: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
 //! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
 //! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
-//! - [`wire`]: bodies of the HTTP API, frames of the socket, and the map of a descriptor.
+//! - [`wire`]: bodies of the HTTP API, frames of the socket, the map of a descriptor, and what of a file is in memory.
 //! - [`store`]: the only code that changes the disk.
 //! - [`index`]: sled; disposable; checksum to digest, recency.
 //! - [`source`]: places that resolve a reference and stream its files.

@@ -28,8 +28,8 @@ const WITHOUT_TOKIO: &[&str] = &["fault", "model", "wire", "store", "index"];
 /// Names that say nothing about what is in them.
 const FORBIDDEN_NAMES: &[&str] = &["util", "utils", "common", "helpers", "types", "error", "errors", "misc"];
 
-/// Where `unsafe` may stand.
-const UNSAFE_ALLOWED_IN: &[&str] = &["src/wire/mapping.rs"];
+/// Where `unsafe` may stand: mapping a descriptor to read it, and asking the kernel what of a file is in the page cache.
+const UNSAFE_ALLOWED_IN: &[&str] = &["src/wire/mapping.rs", "src/wire/residency.rs"];
 
 fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
@@ -173,7 +173,8 @@ fn unsafe_stands_in_one_place() {
         let found = code.contains("unsafe ") && !code.contains("forbid(unsafe");
         assert!(
             !found || UNSAFE_ALLOWED_IN.contains(&file.as_str()),
-            "{file}: `unsafe` belongs in src/wire/mapping.rs"
+            "{file}: `unsafe` belongs in {}",
+            UNSAFE_ALLOWED_IN.join(" or ")
         );
     }
 }

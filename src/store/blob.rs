@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::io::{self, allocated_bytes, look_at};
 use super::{Error, Volume, sizes_differ};
 use crate::model::Digest;
+use crate::wire::residency;
 
 /// Bytes that are verified, durable, and named by their digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,11 @@ impl Volume {
             return Err(corrupt(sizes_differ(found, size)));
         }
         Ok(file)
+    }
+
+    /// Bytes of a blob that are in the page cache; `None` if it is not here or the kernel does not tell.
+    pub fn resident_bytes(&self, digest: Digest, size: u64) -> Option<u64> {
+        residency::resident_bytes(&io::open_file(&self.layout.blob(digest)).ok()??, size)
     }
 
     /// Every blob, sorted by digest.
