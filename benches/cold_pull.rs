@@ -141,6 +141,8 @@ async fn pull(origin: &str, root: &Path) -> Duration {
         pull_connections: 16,
         stall_timeout: Duration::from_secs(30),
         retry_attempts: 0,
+        warm_on_open: false,
+        metrics_by_model: false,
     };
     let sources = Sources::new(SourceConfig::default(), Environment::default());
     let cache = Cache::start(config, sources, Arc::new(Metrics::new())).expect("an empty directory becomes a volume");

@@ -11,6 +11,7 @@ mod pin;
 mod pull;
 mod recover;
 mod transfer;
+mod warm;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -34,6 +35,8 @@ use open::SharedFiles;
 pub use pull::PullHandle;
 use pull::Pulls;
 use transfer::Budget;
+pub use warm::WarmHandle;
+use warm::Warms;
 
 /// What the cache is configured with.
 #[derive(Debug, Clone)]
@@ -52,6 +55,10 @@ pub struct CacheConfig {
     pub stall_timeout: Duration,
     /// Failures of one range in a row, without a byte of progress, before a pull fails.
     pub retry_attempts: u32,
+    /// Whether an open of a version that is not resident starts to warm it.
+    pub warm_on_open: bool,
+    /// Whether each model has a metric of its own.
+    pub metrics_by_model: bool,
 }
 
 /// The models of one volume. Cheap to clone.
@@ -67,6 +74,7 @@ struct Inner {
     ledger: Ledger,
     pulls: Mutex<Pulls>,
     files: SharedFiles,
+    warms: Warms,
     budget: Arc<Budget>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
     naming: Mutex<()>,
@@ -237,6 +245,18 @@ pub enum Error {
         /// What was asked for.
         id: String,
     },
+    /// No such warm-up.
+    #[error("cannot find the warm-up `{id}`: it ended long ago, or never was")]
+    WarmNotFound {
+        /// What was asked for.
+        id: String,
+    },
+    /// A limit of ours.
+    #[error("cannot warm: {most} warm-ups are under way already")]
+    TooManyWarms {
+        /// The limit.
+        most: usize,
+    },
     /// Taken back by request.
     #[error("the pull was cancelled")]
     Cancelled,
@@ -255,6 +275,9 @@ pub enum Error {
     /// Shutting down.
     #[error("cannot pull: larder is shutting down")]
     Draining,
+    /// Shutting down.
+    #[error("cannot warm: larder is shutting down")]
+    DrainingWarms,
     /// This process only looks.
     #[error("cannot change the volume `{volume}`: another process holds it")]
     View {
@@ -278,13 +301,16 @@ impl Diagnose for Error {
             Error::InUse { .. } | Error::HoldersUnknown { .. } | Error::LeaseOfConnection { .. } => Code::ModelInUse,
             Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
             Error::LeaseNotFound { .. } => Code::LeaseNotFound,
-            Error::TooManyLeases { .. } | Error::TooManyPins { .. } => Code::TooManyHolders,
+            Error::TooManyLeases { .. } | Error::TooManyPins { .. } | Error::TooManyWarms { .. } => {
+                Code::TooManyHolders
+            }
             Error::NotPinned { .. } => Code::NotPinned,
             Error::PinnedByConfig { .. } => Code::PolicyDenied,
             Error::PullNotFound { .. } => Code::PullNotFound,
+            Error::WarmNotFound { .. } => Code::WarmNotFound,
             Error::Cancelled => Code::PullCancelled,
             Error::TooManyPulls { .. } => Code::TooManyPulls,
-            Error::Paused { .. } | Error::Draining => Code::Draining,
+            Error::Paused { .. } | Error::Draining | Error::DrainingWarms => Code::Draining,
             Error::View { .. } => Code::VolumeLocked,
         }
     }
@@ -328,10 +354,12 @@ impl Diagnose for Error {
             Error::NotPinned { .. } => "see what is pinned with `larder pins`".into(),
             Error::PinnedByConfig { .. } => "take it out of `pull.pinned` and send the daemon SIGHUP".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
+            Error::WarmNotFound { .. } => "warm the model again: what is resident is not read twice".into(),
+            Error::TooManyWarms { .. } => "ask again when one has ended (`GET /v1/warms`)".into(),
             Error::Cancelled => "pull again: it goes on where it stopped".into(),
             Error::TooManyPulls { .. } => "ask again when one has ended (`larder pulls`)".into(),
             Error::Paused { .. } => "nothing: the daemon goes on with it when it has started again".into(),
-            Error::Draining => "ask again when it has started again".into(),
+            Error::Draining | Error::DrainingWarms => "ask again when it has started again".into(),
             Error::View { .. } => "wait until it ends, or talk to it through its socket (`LARDER_SOCKET`)".into(),
         }
     }
@@ -341,7 +369,11 @@ impl Diagnose for Error {
             Error::Source(e) => e.retry_after(),
             Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
             Error::InUse { .. } | Error::TooManyLeases { .. } => Some(Duration::from_secs(60)),
-            Error::TooManyPulls { .. } | Error::Paused { .. } | Error::Draining => Some(Duration::from_secs(5)),
+            Error::TooManyPulls { .. }
+            | Error::TooManyWarms { .. }
+            | Error::Paused { .. }
+            | Error::Draining
+            | Error::DrainingWarms => Some(Duration::from_secs(5)),
             _ => None,
         }
     }
@@ -364,9 +396,10 @@ impl Cache {
         self.0.volume.public()
     }
 
-    /// What `/metrics` reads when it is scraped. Asks the file system.
+    /// What `/metrics` reads when it is scraped. Asks the file system, and from time to time opens every blob; blocking.
     pub fn gauges(&self) -> Gauges {
         let totals = self.0.ledger.totals();
+        let residency = self.residency();
         Gauges {
             models: totals.models,
             blob_bytes: totals.blob_bytes,
@@ -376,6 +409,8 @@ impl Cache {
             pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
             leases: self.0.ledger.lease_counts(),
             volume_read_only: self.read_only_because().is_some(),
+            resident_bytes: residency.bytes,
+            resident_models: residency.models,
         }
     }
 
@@ -388,15 +423,15 @@ impl Cache {
         }
     }
 
-    /// Pauses every pull (its bytes stay, and it is resumed at the next start), waits for that at most `deadline`, and
-    /// flushes.
+    /// Pauses every pull (its bytes stay, and it is resumed at the next start) and stops every warm-up, waits for that at
+    /// most `deadline`, and flushes.
     pub async fn drain(&self, deadline: Duration) {
         self.0.stop.cancel();
         self.0.tasks.close();
         if tokio::time::timeout(deadline, self.0.tasks.wait()).await.is_err() {
             tracing::warn!(
                 seconds = deadline.as_secs(),
-                "some pulls did not pause in time; they are resumed all the same"
+                "some pulls or warm-ups did not stop in time; pulls are resumed all the same"
             );
         }
         let cache = self.clone();

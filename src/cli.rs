@@ -471,7 +471,7 @@ async fn list(config: &Config, output: Output) -> Result<(), Problem> {
 }
 
 fn model_table(models: &[ModelInfo]) -> String {
-    let rows: Vec<[String; 7]> = models
+    let rows: Vec<[String; 8]> = models
         .iter()
         .map(|model| {
             [
@@ -479,6 +479,7 @@ fn model_table(models: &[ModelInfo]) -> String {
                 progress::short(&model.version),
                 Bytes(model.bytes).to_string(),
                 model.files.to_string(),
+                model.resident_percent.map_or_else(|| "?".to_owned(), |percent| format!("{percent} %")),
                 if model.current { "yes" } else { "no" }.to_owned(),
                 model.opened_at.clone().unwrap_or_else(|| "never".to_owned()),
                 model.path.clone(),
@@ -490,6 +491,7 @@ fn model_table(models: &[ModelInfo]) -> String {
         ("VERSION", Align::Left),
         ("SIZE", Align::Right),
         ("FILES", Align::Right),
+        ("RESIDENT", Align::Right),
         ("CURRENT", Align::Left),
         ("OPENED", Align::Left),
         ("PATH", Align::Left),
@@ -625,13 +627,14 @@ mod tests {
             pinned: false,
             leases: 0,
             resident_bytes: None,
+            resident_percent: opened.map(|_| 43),
         };
         let text = model_table(&[model("hf://o/name@main", 2_800_000_000, None), model("s3://b/p", 9, Some("2026"))]);
         assert_eq!(
             text,
-            "REFERENCE         VERSION         SIZE  FILES  CURRENT  OPENED  PATH\n\
-             hf://o/name@main  0123456789ab  2.8 GB      3  no       never   /v/public/x\n\
-             s3://b/p          0123456789ab     9 B      3  yes      2026    /v/public/x\n"
+            "REFERENCE         VERSION         SIZE  FILES  RESIDENT  CURRENT  OPENED  PATH\n\
+             hf://o/name@main  0123456789ab  2.8 GB      3         ?  no       never   /v/public/x\n\
+             s3://b/p          0123456789ab     9 B      3      43 %  yes      2026    /v/public/x\n"
         );
     }
 

@@ -76,6 +76,10 @@ pub struct ServeConfig {
     pub pod_socket: Option<PathBuf>,
     /// The TCP address, if there is one.
     pub listen: Option<SocketAddr>,
+    /// Whether an open starts to warm what is not resident.
+    pub warm_on_open: bool,
+    /// Whether each model has a metric of its own.
+    pub metrics_by_model: bool,
 }
 
 /// Logs.
@@ -272,6 +276,8 @@ impl Config {
             stall_timeout: self.pull.stall_timeout,
             // The first attempt is not a retry.
             retry_attempts: self.pull.retries + 1,
+            warm_on_open: self.serve.warm_on_open,
+            metrics_by_model: self.serve.metrics_by_model,
         }
     }
 
@@ -286,7 +292,13 @@ impl Config {
                 retries: 0,
                 pinned: Vec::new(),
             },
-            serve: ServeConfig { socket: PathBuf::new(), pod_socket: None, listen: None },
+            serve: ServeConfig {
+                socket: PathBuf::new(),
+                pod_socket: None,
+                listen: None,
+                warm_on_open: false,
+                metrics_by_model: false,
+            },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
         }

@@ -10,6 +10,7 @@ mod pins;
 mod problem;
 mod pulls;
 mod request;
+mod warms;
 
 use std::fs;
 use std::io::{self, ErrorKind};

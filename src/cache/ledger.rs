@@ -324,6 +324,11 @@ impl Ledger {
         unused.map(|(digest, _)| *digest).collect()
     }
 
+    /// Every blob that is here.
+    pub(super) fn blobs(&self) -> Vec<Blob> {
+        self.facts().blobs.iter().map(|(digest, found)| Blob { digest: *digest, size: found.size }).collect()
+    }
+
     /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked.
     pub(super) fn strike_if_unused(&self, digest: Digest) -> bool {
         let mut facts = self.facts();

@@ -30,10 +30,9 @@ impl Cache {
             digest: f.digest.to_string(),
             size: f.size,
         };
-        Ok(ModelDetail {
-            model: self.info(&record, current),
-            manifest_files: manifest.files().iter().map(file).collect(),
-        })
+        let mut model = self.info(&record, current);
+        self.tell_residency(&mut model, &manifest);
+        Ok(ModelDetail { model, manifest_files: manifest.files().iter().map(file).collect() })
     }
 
     /// Removes a version by its id, or every version of a reference. Blocking.
@@ -141,6 +140,7 @@ impl Cache {
             pinned,
             leases,
             resident_bytes: None,
+            resident_percent: None,
         }
     }
 }

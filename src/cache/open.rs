@@ -56,7 +56,7 @@ impl Cache {
         self.opened(reference, record)
     }
 
-    /// The same, as a request asks for it: with a lease, if it wants one. Blocking.
+    /// The same, as a request asks for it: with a lease, if it wants one, and a warm-up. Blocking; needs a tokio runtime.
     pub fn open_as(&self, asked: &OpenRequest) -> Result<Opened, Error> {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
@@ -65,7 +65,11 @@ impl Cache {
             (Some(record), Some(terms)) => Some(self.lease_noted(record, &terms)?),
             _ => None,
         };
-        Ok(Opened { model: self.opened(&reference, record)?, lease })
+        let model = self.opened(&reference, record)?;
+        if asked.warm {
+            self.warm_in_background(&reference);
+        }
+        Ok(Opened { model, lease })
     }
 
     /// The files of a version, as a frame asks for them, for as long as a connection to `process` lasts. Pulls nothing.
@@ -109,7 +113,9 @@ impl Cache {
 
     /// How this node does things where it depends on the kernel, the file system or our rights.
     pub fn details(&self) -> Vec<Detail> {
-        Vec::new()
+        let mut details = Vec::new();
+        details.extend(self.warm_details());
+        details
     }
 
     fn opened(&self, reference: &ModelRef, record: Option<Arc<Record>>) -> Result<ModelInfo, Error> {
@@ -121,6 +127,7 @@ impl Cache {
         if let Some(hands) = &self.0.hands {
             hands.index.touch(record.id(), now_ms());
         }
+        self.warm_on_open(&record);
         let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());
         Ok(self.info(&record, current))
     }

@@ -3,7 +3,7 @@
 mod progress;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::model::{
 use crate::source::{self, Attempt, RetryPolicy, Source};
 use crate::store::{self, Begun, Blob, IngestKey, PendingPull, snapshot_path};
 use crate::telemetry::metrics::PullOutcome;
-use crate::wire::http::PullStatus;
+use crate::wire::http::{Phase, PullStatus};
 use progress::Progress;
 
 /// Files of one pull that are written at the same time.
@@ -71,6 +71,8 @@ struct Pull {
     reference: ModelRef,
     progress: Progress,
     cancelled: CancellationToken,
+    /// Somebody wants it warmed when it is ready.
+    warm: AtomicBool,
 }
 
 impl Pull {
@@ -156,6 +158,7 @@ impl Cache {
             id,
             reference: reference.clone(),
             cancelled: self.0.stop.child_token(),
+            warm: AtomicBool::new(false),
         });
         pulls.active.insert(text, pull.clone());
         let handle = pull.handle();
@@ -181,6 +184,17 @@ impl Cache {
         let pull = self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?;
         pull.cancelled.cancel();
         Ok(pull.handle().finished().await)
+    }
+
+    /// Brings the model of a pull into the page cache as soon as it is ready. A restart forgets that it was asked for.
+    pub fn warm_when_ready(&self, id: &str) -> Result<(), Error> {
+        let pull = self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?;
+        // In the order opposite to that of `run_pull`, so that one of the two sees it. If both do, they join.
+        pull.warm.store(true, Ordering::SeqCst);
+        if pull.progress.status().phase == Phase::Ready {
+            self.warm_in_background(&pull.reference);
+        }
+        Ok(())
     }
 
     /// Starts the pulls again that a former process did not end. Blocking; needs a tokio runtime.
@@ -265,7 +279,12 @@ impl Cache {
             self.0.budget.release_idle_memory();
         }
         match result {
-            Ok(done) => pull.progress.ready(&done.record, &self.directory(&done.record)),
+            Ok(done) => {
+                pull.progress.ready(&done.record, &self.directory(&done.record));
+                if pull.warm.load(Ordering::SeqCst) {
+                    self.warm_in_background(&pull.reference);
+                }
+            }
             Err(error) => pull.progress.ended(&Problem::of(&error)),
         }
     }
@@ -618,7 +637,8 @@ impl Cache {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    /// Does disk work on a thread that may wait.
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Cache) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {

@@ -73,6 +73,7 @@ impl Cache {
             ledger: Ledger::default(),
             pulls: Default::default(),
             files: Default::default(),
+            warms: Default::default(),
             budget,
             naming: Default::default(),
             noting: Default::default(),

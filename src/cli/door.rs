@@ -134,13 +134,13 @@ impl Door {
         }
     }
 
-    /// The models that are local.
+    /// The models that are local, with how much of each is in the page cache.
     pub(super) async fn models(&self) -> Result<Vec<ModelInfo>, Problem> {
         match self {
-            Door::Daemon(client) => client.models().await,
+            Door::Daemon(client) => client.models_with_residency().await,
             Door::Here(cache) => {
                 let cache = cache.clone();
-                blocking(move || cache.models()).await
+                blocking(move || cache.with_residency(cache.models())).await
             }
         }
     }

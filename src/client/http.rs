@@ -13,7 +13,7 @@ use url::Url;
 use crate::fault::{Code, Problem};
 use crate::wire::http::{
     LeaseInfo, LeaseList, ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest,
-    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed,
+    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed, WarmList, WarmRequest, WarmStatus,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -121,6 +121,12 @@ impl Client {
         Ok(self.ask::<ModelList>(self.request(Method::GET, &["v1", "models"])).await?.models)
     }
 
+    /// The same, each with how much of it is in the page cache.
+    pub async fn models_with_residency(&self) -> Result<Vec<ModelInfo>, Problem> {
+        let request = self.request(Method::GET, &["v1", "models"]).query(&[("resident", true)]);
+        Ok(self.ask::<ModelList>(request).await?.models)
+    }
+
     /// A model with its files, by id or by reference.
     pub async fn model(&self, name: &str) -> Result<ModelDetail, Problem> {
         self.ask(self.request(Method::GET, &["v1", "models", name])).await
@@ -154,6 +160,26 @@ impl Client {
     /// Removes a model by id, or all versions of a reference.
     pub async fn remove(&self, name: &str) -> Result<Removed, Problem> {
         self.ask(self.request(Method::DELETE, &["v1", "models", name])).await
+    }
+
+    /// Asks for a warm-up, or joins it.
+    pub async fn warm(&self, request: &WarmRequest) -> Result<WarmStatus, Problem> {
+        self.ask(self.request(Method::POST, &["v1", "warms"]).json(request)).await
+    }
+
+    /// The warm-ups the daemon remembers, newest first.
+    pub async fn warms(&self) -> Result<Vec<WarmStatus>, Problem> {
+        Ok(self.ask::<WarmList>(self.request(Method::GET, &["v1", "warms"])).await?.warms)
+    }
+
+    /// A warm-up as it stands now.
+    pub async fn warm_status(&self, id: &str) -> Result<WarmStatus, Problem> {
+        self.ask(self.request(Method::GET, &["v1", "warms", id])).await
+    }
+
+    /// Stops a warm-up.
+    pub async fn cancel_warm(&self, id: &str) -> Result<WarmStatus, Problem> {
+        self.ask(self.request(Method::DELETE, &["v1", "warms", id])).await
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {

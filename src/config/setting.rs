@@ -82,6 +82,7 @@ pub(super) enum Slot {
     Quota(fn(&mut Config) -> &mut Option<Bytes>, RangeInclusive<u64>),
     Count(fn(&mut Config) -> &mut u32, RangeInclusive<u32>),
     Time(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
+    Bool(fn(&mut Config) -> &mut bool),
     /// An address and a port, or `off`.
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
     /// A list; in a text, blanks separate its members.
@@ -184,6 +185,23 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Listen(|c| &mut c.serve.listen),
     },
     Setting {
+        key: "serve.warm_on_open",
+        env: "LARDER_SERVE_WARM_ON_OPEN",
+        flag: None,
+        default: Fallback::Text("false"),
+        doc: "Whether an open of a model that is not in the page cache starts to bring it there, in the background.",
+        slot: Slot::Bool(|c| &mut c.serve.warm_on_open),
+    },
+    Setting {
+        key: "serve.metrics_by_model",
+        env: "LARDER_SERVE_METRICS_BY_MODEL",
+        flag: None,
+        default: Fallback::Text("false"),
+        doc: "Whether `/metrics` has a series for each model, named by its reference. Leave it off where many models, or \
+              many versions of them, come and go.",
+        slot: Slot::Bool(|c| &mut c.serve.metrics_by_model),
+    },
+    Setting {
         key: "log.format",
         env: "LARDER_LOG_FORMAT",
         flag: None,
@@ -219,6 +237,7 @@ impl Setting {
             Slot::Time(_, limits) => {
                 format!("a duration from {} to {}", time_text(limits.start()), time_text(limits.end()))
             }
+            Slot::Bool(_) => "`true` or `false`".to_owned(),
             Slot::Listen(_) => "an IP address and a port, or `off`".to_owned(),
             Slot::References(_) => {
                 format!(
@@ -249,6 +268,7 @@ impl Setting {
                     .map(|all| all.join(" "))
             }
             DeValue::String(text) if !list && !matches!(self.slot, Slot::Count(..)) => Ok(text.to_string()),
+            DeValue::Boolean(value) if matches!(self.slot, Slot::Bool(_)) => Ok(value.to_string()),
             DeValue::Integer(digits) if number && digits.radix() == 10 => Ok(digits.as_str().replace('_', "")),
             other => Err(format!("it is of type {}, not {}", other.type_str(), self.takes())),
         }
@@ -280,6 +300,7 @@ impl Setting {
                 let time = humantime::parse_duration(text).ok().filter(|t| limits.contains(t));
                 *at(config) = time.ok_or_else(refuse)?;
             }
+            Slot::Bool(at) => *at(config) = text.parse().map_err(|_| refuse())?,
             Slot::Listen(at) if text == "off" => *at(config) = None,
             Slot::Listen(at) => *at(config) = Some(text.parse().map_err(|_| refuse())?),
             Slot::References(at) => {

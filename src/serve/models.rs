@@ -15,18 +15,26 @@ use crate::wire::http::{ModelDetail, ModelList, OpenRequest, Opened, ProblemBody
 #[serde(deny_unknown_fields)]
 struct Wanted {
     reference: Option<String>,
+    #[serde(default)]
+    resident: bool,
 }
 
 /// Lists the models that are local and whole.
 #[utoipa::path(get, operation_id = "list_models", path = "/v1/models", tag = "models",
-    params(("reference" = Option<String>, Query, description = "Only the versions of this reference")),
+    params(
+        ("reference" = Option<String>, Query, description = "Only the versions of this reference"),
+        ("resident" = Option<bool>, Query, description = "Ask the kernel how much of each is in the page cache"),
+    ),
     responses((status = 200, description = "The models", body = ModelList)))]
 pub(super) async fn list(State(door): State<Door>, uri: Uri) -> Result<Json<ModelList>, Refused> {
-    let Wanted { reference } = query(&uri)?;
+    let Wanted { reference, resident } = query(&uri)?;
     let reference = reference.map(|text| text.parse::<ModelRef>()).transpose()?.map(|r| r.to_string());
     let mut models = blocking(&door, |door| Ok(door.cache.models())).await?;
     if let Some(reference) = reference {
         models.retain(|model| model.reference == reference);
+    }
+    if resident {
+        models = blocking(&door, |door| Ok(door.cache.with_residency(models))).await?;
     }
     Ok(Json(ModelList { models }))
 }

@@ -42,6 +42,9 @@ pub(super) async fn submit(State(door): State<Door>, Body(asked): Body<PullReque
         blocking(&door, move |door| Ok(door.cache.pin(&pinned)?)).await?;
     }
     let handle = door.cache.pull(&reference)?;
+    if asked.warm {
+        door.cache.warm_when_ready(&handle.id)?;
+    }
     let pull = handle.status.borrow().clone();
     let status = if pull.phase == Phase::Ready { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, [(header::LOCATION, format!("/v1/pulls/{}", handle.id))], Json(pull)).into_response())

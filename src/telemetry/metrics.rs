@@ -40,6 +40,8 @@ pub const METRICS: &[Described] = &[
     described("larder_avoided_bytes_total", &[], "Bytes that pulls needed and found on this disk"),
     described("larder_source_retries_total", &["code"], "Requests to sources made again, by code of the failure"),
     described("larder_opens_total", &["outcome"], "Opens: hit if the model was local, miss if not"),
+    described("larder_warms_total", &["outcome"], "Warm-ups that ended: warm, stopped, failed or cancelled"),
+    described("larder_warm_read_bytes_total", &[], "Bytes that warm-ups read from the disk or the page cache"),
     described(
         "larder_index_rebuilds_total",
         &[],
@@ -56,6 +58,16 @@ pub const METRICS: &[Described] = &[
     described("larder_pulls_active", &[], "Pulls under way"),
     described("larder_leases", &["kind"], "Leases that are held: by a pod, by a name or by a connection"),
     described("larder_volume_read_only", &[], "1 if the volume takes no more writes, else 0"),
+    described(
+        "larder_resident_bytes",
+        &[],
+        "Bytes of blobs that are in the page cache, measured some seconds ago; absent if the kernel does not tell",
+    ),
+    described(
+        "larder_model_resident_bytes",
+        &["model", "reference"],
+        "Bytes of a model that are in the page cache; only with `serve.metrics_by_model`",
+    ),
     described("process_resident_memory_bytes", &[], "Memory of this process that is in RAM"),
     described("process_open_fds", &[], "Open file descriptors of this process"),
 ];
@@ -89,6 +101,41 @@ impl PullOutcome {
     }
 }
 
+/// How a warm-up ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WarmOutcome {
+    /// The model is resident.
+    Warm,
+    /// Not all of it is.
+    Stopped,
+    /// It ended with an error.
+    Failed,
+    /// Somebody took it back.
+    Cancelled,
+}
+
+impl WarmOutcome {
+    /// Every outcome: each is exported from the start, so that a rate over it has a beginning.
+    pub const ALL: [WarmOutcome; 4] =
+        [WarmOutcome::Warm, WarmOutcome::Stopped, WarmOutcome::Failed, WarmOutcome::Cancelled];
+
+    /// Label value.
+    pub fn text(self) -> &'static str {
+        match self {
+            WarmOutcome::Warm => "warm",
+            WarmOutcome::Stopped => "stopped",
+            WarmOutcome::Failed => "failed",
+            WarmOutcome::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl EncodeLabelValue for WarmOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(self.text())
+    }
+}
+
 impl EncodeLabelValue for PullOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         encoder.write_str(self.text())
@@ -103,6 +150,17 @@ struct OutcomeLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WarmLabel {
+    outcome: WarmOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabel {
+    model: String,
+    reference: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -133,7 +191,7 @@ struct RouteLabel {
 }
 
 /// What only a scrape asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gauges {
     /// Models that are local and whole.
     pub models: u64,
@@ -151,6 +209,21 @@ pub struct Gauges {
     pub leases: LeaseCounts,
     /// Whether the volume takes no more writes.
     pub volume_read_only: bool,
+    /// Bytes of blobs that are in the page cache, if the kernel tells.
+    pub resident_bytes: Option<u64>,
+    /// The same of each model, where that is wanted.
+    pub resident_models: Vec<ResidentModel>,
+}
+
+/// What of a model is in the page cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResidentModel {
+    /// The id of the version.
+    pub model: String,
+    /// What it was pulled as.
+    pub reference: String,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// How many leases are held, by the kind of their holder.
@@ -177,6 +250,8 @@ pub struct Metrics {
     avoided_bytes: Counter,
     source_retries: Family<CodeLabel, Counter>,
     opens: Family<OpenLabel, Counter>,
+    warms: Family<WarmLabel, Counter>,
+    warm_read_bytes: Counter,
     index_rebuilds: Counter,
     swept_bytes: Counter,
     http_requests: Family<RouteStatusLabel, Counter>,
@@ -220,6 +295,8 @@ impl Metrics {
             avoided_bytes: Counter::default(),
             source_retries: Family::default(),
             opens: Family::default(),
+            warms: Family::default(),
+            warm_read_bytes: Counter::default(),
             index_rebuilds: Counter::default(),
             swept_bytes: Counter::default(),
             http_requests: Family::default(),
@@ -227,6 +304,9 @@ impl Metrics {
         };
         for outcome in PullOutcome::ALL {
             drop(metrics.pulls.get_or_create(&OutcomeLabel { outcome }));
+        }
+        for outcome in WarmOutcome::ALL {
+            drop(metrics.warms.get_or_create(&WarmLabel { outcome }));
         }
         for outcome in ["hit", "miss"] {
             drop(metrics.opens.get_or_create(&OpenLabel { outcome }));
@@ -240,6 +320,8 @@ impl Metrics {
         register(to, "larder_avoided_bytes_total", metrics.avoided_bytes.clone());
         register(to, "larder_source_retries_total", metrics.source_retries.clone());
         register(to, "larder_opens_total", metrics.opens.clone());
+        register(to, "larder_warms_total", metrics.warms.clone());
+        register(to, "larder_warm_read_bytes_total", metrics.warm_read_bytes.clone());
         register(to, "larder_index_rebuilds_total", metrics.index_rebuilds.clone());
         register(to, "larder_swept_bytes_total", metrics.swept_bytes.clone());
         register(to, "larder_http_requests_total", metrics.http_requests.clone());
@@ -276,6 +358,12 @@ impl Metrics {
     /// Somebody asked for a model's directory; `hit`: it was there.
     pub fn opened(&self, hit: bool) {
         self.opens.get_or_create(&OpenLabel { outcome: if hit { "hit" } else { "miss" } }).inc();
+    }
+
+    /// A warm-up ended, having read so many bytes.
+    pub fn warm_ended(&self, outcome: WarmOutcome, read_bytes: u64) {
+        self.warms.get_or_create(&WarmLabel { outcome }).inc();
+        self.warm_read_bytes.inc_by(read_bytes);
     }
 
     /// The index was rebuilt.
@@ -315,9 +403,17 @@ impl Metrics {
         for (kind, held) in [("pod", pods), ("name", names), ("connection", connections)] {
             leases.get_or_create(&KindLabel { kind }).set(held);
         }
+        gauge("larder_resident_bytes", gauges.resident_bytes);
         gauge("process_resident_memory_bytes", resident_bytes());
         gauge("process_open_fds", open_fds());
         register(&mut now, "larder_leases", leases);
+        if !gauges.resident_models.is_empty() {
+            let family = Family::<ModelLabel, Gauge<u64, AtomicU64>>::default();
+            for ResidentModel { model, reference, bytes } in gauges.resident_models.iter().cloned() {
+                family.get_or_create(&ModelLabel { model, reference }).set(bytes);
+            }
+            register(&mut now, "larder_model_resident_bytes", family);
+        }
 
         let mut body = String::with_capacity(16 * 1024);
         text::encode_registry(&mut body, &self.registry)
@@ -354,10 +450,19 @@ mod tests {
         metrics.avoided_bytes(20);
         metrics.source_retry("rate-limited");
         metrics.opened(true);
+        metrics.warm_ended(WarmOutcome::Stopped, 40);
         metrics.index_rebuilt();
         metrics.swept(30);
         metrics.http_answered("/v1/models", 200, Duration::from_millis(2));
-        metrics.encode(&Gauges { models: 4, quota_bytes: Some(50), volume_read_only: true, ..Gauges::default() })
+        let model = ResidentModel { model: "0123456789abcdef".into(), reference: "hf://o/\"n".into(), bytes: 60 };
+        metrics.encode(&Gauges {
+            models: 4,
+            quota_bytes: Some(50),
+            volume_read_only: true,
+            resident_bytes: Some(70),
+            resident_models: vec![model],
+            ..Gauges::default()
+        })
     }
 
     #[test]
@@ -397,6 +502,11 @@ mod tests {
             "larder_opens_total{outcome=\"hit\"} 1",
             "larder_opens_total{outcome=\"miss\"} 0",
             "larder_index_rebuilds_total 1",
+            "larder_warms_total{outcome=\"stopped\"} 1",
+            "larder_warms_total{outcome=\"warm\"} 0",
+            "larder_warm_read_bytes_total 40",
+            "larder_resident_bytes 70",
+            "larder_model_resident_bytes{model=\"0123456789abcdef\",reference=\"hf://o/\\\"n\"} 60",
             "larder_swept_bytes_total 30",
             "larder_http_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "larder_models 4",

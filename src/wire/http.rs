@@ -156,6 +156,131 @@ pub struct PullList {
     pub pulls: Vec<PullStatus>,
 }
 
+/// Asks for a model that is local to be brought into the page cache. The same body joins the warm-up that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmRequest {
+    /// What to warm.
+    #[schema(example = "hf://Qwen/Qwen3-0.6B@main")]
+    pub reference: String,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Patterns of files, as in the pull.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+impl WarmRequest {
+    /// A warm-up of what the reference says.
+    pub fn of(reference: impl ToString) -> WarmRequest {
+        WarmRequest { reference: reference.to_string(), include: Vec::new(), exclude: Vec::new() }
+    }
+}
+
+/// Where a warm-up stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WarmPhase {
+    /// Another one reads: one does at a time.
+    Queued,
+    /// What is not resident is read.
+    Reading,
+    /// The model is resident: the kernel says so of 99 % of it or more.
+    Warm,
+    /// It ended, and not all of the model is known to be resident; `why` says the reason.
+    Stopped,
+    /// It ended with an error; `error` says which.
+    Failed,
+    /// Somebody took it back, or the daemon ended.
+    Cancelled,
+}
+
+impl WarmPhase {
+    /// Whether nothing will happen any more.
+    pub fn is_final(self) -> bool {
+        !matches!(self, WarmPhase::Queued | WarmPhase::Reading)
+    }
+
+    /// The phase as it is printed.
+    pub fn text(self) -> &'static str {
+        match self {
+            WarmPhase::Queued => "queued",
+            WarmPhase::Reading => "reading",
+            WarmPhase::Warm => "warm",
+            WarmPhase::Stopped => "stopped",
+            WarmPhase::Failed => "failed",
+            WarmPhase::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A warm-up, as it stands now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WarmStatus {
+    /// Names the warm-up until the daemon ends.
+    pub id: String,
+    /// The id of the version.
+    pub model: String,
+    /// What is warmed, in canonical form.
+    pub reference: String,
+    /// Where it stands.
+    pub phase: WarmPhase,
+    /// Bytes of the model, a file that stands twice counted once; 0 until it reads.
+    pub bytes_total: u64,
+    /// Bytes that were found resident, or have been read.
+    pub bytes_done: u64,
+    /// Bytes that have been read.
+    pub bytes_read: u64,
+    /// Bytes that were resident before, if the kernel tells.
+    pub resident_bytes_before: Option<u64>,
+    /// Bytes that are resident, as the kernel said last: before the first byte was read, and after the last.
+    pub resident_bytes: Option<u64>,
+    /// While it reads, `bytes_done` of `bytes_total`, 99 at most. When it has ended, `resident_bytes` of `bytes_total`, if
+    /// the kernel tells. Rounded down.
+    pub percent: Option<u8>,
+    /// Bytes a second, over all of the reading.
+    pub bytes_per_second: u64,
+    /// Why not all of it will be, or is, resident.
+    pub why: Option<String>,
+    /// What went wrong, when it failed.
+    pub error: Option<ProblemBody>,
+    /// RFC 3339; when it was asked for.
+    pub started_at: String,
+    /// RFC 3339; when it ended.
+    pub ended_at: Option<String>,
+}
+
+impl WarmStatus {
+    /// A warm-up that somebody has just asked for.
+    pub fn queued(id: &str, model: &str, reference: &str, started_at: String) -> WarmStatus {
+        WarmStatus {
+            id: id.to_owned(),
+            model: model.to_owned(),
+            reference: reference.to_owned(),
+            phase: WarmPhase::Queued,
+            bytes_total: 0,
+            bytes_done: 0,
+            bytes_read: 0,
+            resident_bytes_before: None,
+            resident_bytes: None,
+            percent: None,
+            bytes_per_second: 0,
+            why: None,
+            error: None,
+            started_at,
+            ended_at: None,
+        }
+    }
+}
+
+/// All warm-ups the daemon remembers, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct WarmList {
+    /// The warm-ups.
+    pub warms: Vec<WarmStatus>,
+}
+
 /// One version of a model that is local and whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelInfo {
@@ -183,8 +308,11 @@ pub struct ModelInfo {
     pub pinned: bool,
     /// Leases on this version.
     pub leases: u64,
-    /// Bytes of it that are in the page cache, where that was asked for and the kernel tells.
+    /// Bytes of it that are in the page cache, where that was asked for and the kernel tells. A file that stands twice in
+    /// the model is in memory once, and counts once.
     pub resident_bytes: Option<u64>,
+    /// The same as a part of all it could be, 0 to 100, rounded down; 100 only when nothing is missing.
+    pub resident_percent: Option<u8>,
 }
 
 /// A model with its files.

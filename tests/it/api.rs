@@ -41,6 +41,8 @@ impl Node {
             pull_connections: 4,
             stall_timeout: Duration::from_secs(30),
             retry_attempts: 2,
+            warm_on_open: false,
+            metrics_by_model: false,
         };
         let metrics = Arc::new(Metrics::new());
         let counted = metrics.clone();

@@ -39,6 +39,8 @@ impl TestNode {
             pull_connections: 4,
             stall_timeout: TIMEOUT,
             retry_attempts: 5,
+            warm_on_open: false,
+            metrics_by_model: false,
         };
         TestNode { dir, config, environment: Environment::default(), cache: None, leaves_parts: false }
     }

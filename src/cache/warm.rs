@@ -1,0 +1,377 @@
+//! Warm-ups: a version that is local is brought into the page cache, so that its readers find it in memory.
+//!
+//! It is read, in large blocks by some threads at once: on a cold file that is several times faster than to advise the
+//! kernel (`MADV_WILLNEED`, `MADV_POPULATE_READ`). What is resident is never assumed but asked for afterwards. One warm-up
+//! reads at a time, and none is waited for by an open or a pull.
+
+mod memory;
+mod reading;
+mod resident;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::lease::Lease;
+use super::{Cache, Error, now_ms, rfc3339};
+use crate::fault::Problem;
+use crate::model::{Bytes, Digest, ModelId, ModelRef, Record};
+use crate::telemetry::metrics::WarmOutcome;
+use crate::wire::http::{Detail, ProblemBody, WarmPhase, WarmStatus};
+use crate::wire::residency::Method;
+use memory::{Bound, Limit, Memory};
+use reading::{Ended, Reading, Tally};
+use resident::{LastResidency, blobs_of, percent, total_of};
+
+/// Who holds the lease on a version that is being warmed, in words.
+const HOLDER: &str = "larder, warming up";
+/// Warm-ups that have not ended; all but one of them wait.
+const MAX_ACTIVE_WARMS: usize = 256;
+/// Warm-ups that have ended and are still told about.
+const MAX_ENDED_WARMS: usize = 64;
+/// How often the numbers are published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// A model of which so much is resident is warm: some pages go at any moment.
+const WARM_PERCENT: u8 = 99;
+/// Opens of a version within so long of each other look once whether it is resident.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Versions whose last look is remembered.
+const MAX_LOOKS: usize = 1024;
+
+/// A warm-up somebody waits on. Dropping it does not stop the warm-up.
+pub struct WarmHandle {
+    /// Names the warm-up.
+    pub id: String,
+    /// Where it stands.
+    pub status: watch::Receiver<WarmStatus>,
+}
+
+impl WarmHandle {
+    /// Waits for the end.
+    pub async fn finished(&mut self) -> WarmStatus {
+        // The sender lives in the registry as long as the cache does; if both are gone, the last status is the answer.
+        let _ = self.status.wait_for(|status| status.phase.is_final()).await;
+        self.status.borrow().clone()
+    }
+}
+
+/// All warm-ups this process knows, and what it last measured.
+#[derive(Default)]
+pub(super) struct Warms {
+    books: Mutex<Books>,
+    /// Whose turn it is to read, in the order of asking.
+    turn: tokio::sync::Mutex<()>,
+    residency: LastResidency,
+}
+
+#[derive(Default)]
+struct Books {
+    active: HashMap<ModelId, Arc<Warm>>,
+    ended: VecDeque<Arc<Warm>>,
+    started: u64,
+    /// When an open of a version last looked whether it is resident.
+    looks: HashMap<ModelId, Instant>,
+}
+
+struct Warm {
+    id: String,
+    status: watch::Sender<WarmStatus>,
+    tally: Tally,
+    cancelled: CancellationToken,
+}
+
+impl Warm {
+    fn handle(&self) -> WarmHandle {
+        WarmHandle { id: self.id.clone(), status: self.status.subscribe() }
+    }
+}
+
+impl Warms {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().expect("no panic while the warm-ups are held")
+    }
+}
+
+impl Books {
+    fn find(&self, id: &str) -> Result<Arc<Warm>, Error> {
+        let found = self.active.values().chain(&self.ended).find(|warm| warm.id == id);
+        found.cloned().ok_or_else(|| Error::WarmNotFound { id: id.chars().take(80).collect() })
+    }
+
+    /// Whether it is time to look, in which case it counts as done.
+    fn may_look(&mut self, model: ModelId) -> bool {
+        let now = Instant::now();
+        let recent = |at: &Instant| now.duration_since(*at) < LOOK_EVERY;
+        if self.looks.get(&model).is_some_and(recent) {
+            return false;
+        }
+        if self.looks.len() >= MAX_LOOKS {
+            self.looks.retain(|_, at| recent(at));
+        }
+        // So many versions are opened at once that not each can be looked at.
+        self.looks.len() < MAX_LOOKS && self.looks.insert(model, now).is_none_or(|at| !recent(&at))
+    }
+}
+
+/// What a warm-up came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    phase: WarmPhase,
+    why: Option<String>,
+}
+
+impl Cache {
+    /// Joins the warm-up of the version a reference means now, or starts one. Needs a tokio runtime; returns at once.
+    pub fn warm(&self, reference: &ModelRef) -> Result<WarmHandle, Error> {
+        let mut books = self.0.warms.books();
+        if self.0.stop.is_cancelled() {
+            return Err(Error::DrainingWarms);
+        }
+        let (record, lease) = self.lease_connection(reference, None, HOLDER.to_owned())?;
+        if let Some(warm) = books.active.get(&record.id()) {
+            return Ok(warm.handle());
+        }
+        if books.active.len() >= MAX_ACTIVE_WARMS {
+            return Err(Error::TooManyWarms { most: MAX_ACTIVE_WARMS });
+        }
+        books.started += 1;
+        // The letter tells them from pulls.
+        let id = format!("w{:012x}-{:04x}", now_ms(), books.started & 0xffff);
+        let status = WarmStatus::queued(&id, &record.id().to_string(), &reference.to_string(), rfc3339(now_ms()));
+        let warm = Arc::new(Warm {
+            id,
+            status: watch::Sender::new(status),
+            tally: Tally::default(),
+            cancelled: self.0.stop.child_token(),
+        });
+        books.active.insert(record.id(), warm.clone());
+        let (cache, handle) = (self.clone(), warm.handle());
+        self.0.tasks.spawn(async move { cache.run_warm(warm, record, lease).await });
+        Ok(handle)
+    }
+
+    /// Every warm-up this process remembers, newest first.
+    pub fn warms(&self) -> Vec<WarmStatus> {
+        let books = self.0.warms.books();
+        let all = books.active.values().chain(&books.ended);
+        let mut statuses: Vec<_> = all.map(|warm| warm.status.borrow().clone()).collect();
+        statuses.sort_by(|a, b| b.id.cmp(&a.id));
+        statuses
+    }
+
+    /// One warm-up, to look at or to wait on.
+    pub fn warm_status(&self, id: &str) -> Result<WarmHandle, Error> {
+        Ok(self.0.warms.books().find(id)?.handle())
+    }
+
+    /// Stops a warm-up, for everybody who waits on it. What is resident stays so. Cancelling one that has ended changes
+    /// nothing.
+    pub async fn cancel_warm(&self, id: &str) -> Result<WarmStatus, Error> {
+        let warm = self.0.warms.books().find(id)?;
+        warm.cancelled.cancel();
+        Ok(warm.handle().finished().await)
+    }
+
+    /// Starts a warm-up that nobody waits for. Needs a tokio runtime.
+    pub(super) fn warm_in_background(&self, reference: &ModelRef) {
+        if let Err(error) = self.warm(reference) {
+            tracing::warn!(%reference, %error, "a model is not warmed");
+        }
+    }
+
+    /// Somebody opened this version: if that is configured, starts a warm-up unless it is resident. Costs the open a look
+    /// into a map; everything else happens after it. Needs a tokio runtime if it is configured.
+    pub(super) fn warm_on_open(&self, record: &Arc<Record>) {
+        if !self.0.config.warm_on_open || !self.0.warms.books().may_look(record.id()) {
+            return;
+        }
+        let (cache, record) = (self.clone(), record.clone());
+        self.0.tasks.spawn(async move {
+            let manifest = record.manifest;
+            let measured = cache.blocking(move |cache| {
+                let blobs = blobs_of(&cache.0.volume.read_manifest(manifest)?);
+                Ok(cache.resident_of(&blobs).map(|resident| percent(resident, total_of(&blobs))))
+            });
+            match measured.await {
+                Ok(Some(percent)) if percent >= WARM_PERCENT => {}
+                Ok(_) => cache.warm_in_background(&record.reference),
+                Err(error) => tracing::warn!(reference = %record.reference, %error, "a model is not warmed"),
+            }
+        });
+    }
+
+    /// How residency is told here, and whether a memory limit keeps warm-ups from being of use.
+    pub(super) fn warm_details(&self) -> [Detail; 2] {
+        let method = Method::of_this_kernel();
+        let memory = Memory::of_this_process();
+        [residency_detail(method), limit_detail(memory.limit())]
+    }
+
+    async fn run_warm(&self, warm: Arc<Warm>, record: Arc<Record>, lease: Lease) {
+        let began = Instant::now();
+        let result = tokio::select! {
+            turn = self.0.warms.turn.lock() => {
+                let result = self.bring_in(&warm, &record).await;
+                drop(turn);
+                result
+            }
+            () = warm.cancelled.cancelled() => Ok(Verdict::cancelled()),
+        };
+        drop(lease);
+        let read = warm.tally.read.load(Ordering::Relaxed);
+        let outcome = match &result {
+            Ok(Verdict { phase: WarmPhase::Warm, .. }) => WarmOutcome::Warm,
+            Ok(Verdict { phase: WarmPhase::Cancelled, .. }) => WarmOutcome::Cancelled,
+            Ok(_) => WarmOutcome::Stopped,
+            Err(_) => WarmOutcome::Failed,
+        };
+        self.0.metrics.warm_ended(outcome, read);
+        // Out of the active ones first: who is told that it has ended may ask for the next one at once.
+        {
+            let mut books = self.0.warms.books();
+            books.active.remove(&record.id());
+            books.ended.push_front(warm.clone());
+            books.ended.truncate(MAX_ENDED_WARMS);
+        }
+        warm.ended(result);
+        let status = warm.status.borrow();
+        tracing::info!(
+            warm = warm.id, reference = %record.reference, phase = status.phase.text(), read,
+            resident = status.resident_bytes, bytes = status.bytes_total, seconds = began.elapsed().as_secs_f64(),
+            why = status.why, error = status.error.as_ref().map(|error| error.detail.as_str()), "warm-up ended"
+        );
+    }
+
+    async fn bring_in(&self, warm: &Arc<Warm>, record: &Record) -> Result<Verdict, Error> {
+        let (warm_there, manifest) = (warm.clone(), record.manifest);
+        let work = self.blocking(move |cache| cache.read_in(&warm_there, manifest));
+        let mut work = std::pin::pin!(work);
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval(PUBLISH_EVERY);
+        loop {
+            tokio::select! {
+                verdict = &mut work => return verdict,
+                _ = ticks.tick() => warm.publish(began.elapsed()),
+            }
+        }
+    }
+
+    /// Blocking.
+    fn read_in(&self, warm: &Warm, manifest: Digest) -> Result<Verdict, Error> {
+        let blobs = blobs_of(&self.0.volume.read_manifest(manifest)?);
+        let total = total_of(&blobs);
+        let before = self.resident_of(&blobs);
+        warm.begins(total, before);
+        let allowance = || Memory::of_this_process().allowance(before.unwrap_or(0));
+        // Told before the first byte is read, not when it turns out.
+        let first = allowance();
+        if total - before.unwrap_or(0) > first.bytes {
+            warm.status.send_modify(|status| status.why = Some(first.bound.to_string()));
+        }
+        let (volume, tally, cancelled) = (&self.0.volume, &warm.tally, &warm.cancelled);
+        let ended = Reading { volume, blobs: &blobs, allowance: &allowance, tally, cancelled }.run()?;
+        let resident = self.resident_of(&blobs);
+        warm.status.send_modify(|status| status.resident_bytes = resident);
+        Ok(verdict(ended, resident, total, Memory::of_this_process().limit()))
+    }
+}
+
+/// What it came to. Only what the kernel says is resident makes a model warm.
+fn verdict(ended: Ended, resident: Option<u64>, total: u64, limit: Option<&Limit>) -> Verdict {
+    let stopped = |why: String| Verdict { phase: WarmPhase::Stopped, why: Some(why) };
+    let is_warm = resident.is_some_and(|resident| percent(resident, total) >= WARM_PERCENT);
+    match (ended, resident) {
+        (Ended::Cancelled, _) => Verdict::cancelled(),
+        _ if is_warm => Verdict { phase: WarmPhase::Warm, why: None },
+        (Ended::Short(bound), _) => stopped(bound.to_string()),
+        (Ended::Through, None) => stopped(
+            "every byte was read, but this kernel does not tell this user how much of it is resident".to_owned(),
+        ),
+        (Ended::Through, Some(resident)) => {
+            let reason = limit.map_or_else(
+                || "the node is short of memory, or something drops its page cache".to_owned(),
+                |limit| Bound::Limit(limit.clone()).to_string(),
+            );
+            let (resident, total) = (Bytes(resident), Bytes(total));
+            stopped(format!("every byte was read, but only {resident} of {total} are resident: {reason}"))
+        }
+    }
+}
+
+impl Verdict {
+    fn cancelled() -> Verdict {
+        Verdict { phase: WarmPhase::Cancelled, why: None }
+    }
+}
+
+impl Warm {
+    fn begins(&self, total: u64, resident: Option<u64>) {
+        self.status.send_modify(|status| {
+            status.phase = WarmPhase::Reading;
+            status.bytes_total = total;
+            status.resident_bytes_before = resident;
+            status.resident_bytes = resident;
+        });
+    }
+
+    fn publish(&self, elapsed: Duration) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            self.count_into(status, elapsed);
+            // Not before it has been measured.
+            status.percent = Some(percent(status.bytes_done, status.bytes_total).min(WARM_PERCENT));
+            status.phase == WarmPhase::Reading && *status != before
+        });
+    }
+
+    fn count_into(&self, status: &mut WarmStatus, elapsed: Duration) {
+        status.bytes_done = self.tally.done.load(Ordering::Relaxed);
+        status.bytes_read = self.tally.read.load(Ordering::Relaxed);
+        let millis = elapsed.as_millis().max(1);
+        status.bytes_per_second = u64::try_from(u128::from(status.bytes_read) * 1000 / millis).unwrap_or(u64::MAX);
+    }
+
+    fn ended(&self, result: Result<Verdict, Error>) {
+        self.status.send_modify(|status| {
+            status.bytes_done = self.tally.done.load(Ordering::Relaxed);
+            status.bytes_read = self.tally.read.load(Ordering::Relaxed);
+            status.percent = status.resident_bytes.map(|resident| percent(resident, status.bytes_total));
+            status.ended_at = Some(rfc3339(now_ms()));
+            match result {
+                Ok(Verdict { phase, why }) => (status.phase, status.why) = (phase, why),
+                Err(error) => {
+                    status.phase = WarmPhase::Failed;
+                    status.error = Some(ProblemBody::from(&Problem::of(&error)));
+                }
+            }
+        });
+    }
+}
+
+fn residency_detail(method: Method) -> Detail {
+    let means = match method {
+        Method::Cachestat => "how much of a model is in memory is told exactly",
+        Method::Mincore => {
+            "how much of a model is in memory is told by mapping its files, and only to the user who owns them; Linux 6.5 \
+             has a cheaper way"
+        }
+    };
+    Detail {
+        name: "page cache".to_owned(),
+        state: method.text().to_owned(),
+        means: means.to_owned(),
+        best: method == Method::Cachestat,
+    }
+}
+
+fn limit_detail(limit: Option<&Limit>) -> Detail {
+    let (state, means) = match limit {
+        None => ("none".to_owned(), "warm-ups are bounded by the memory of the node alone".to_owned()),
+        Some(limit) => (Bytes(limit.bytes).to_string(), limit.to_string()),
+    };
+    Detail { name: "memory limit".to_owned(), state, means, best: limit.is_none() }
+}
