@@ -13,6 +13,7 @@ mod progress;
 mod report;
 mod socket;
 mod table;
+mod warm;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,8 @@ enum Command {
     Open(Open),
     /// Make models usable in directories of a pod: the command of an init container
     Init(Init),
+    /// Bring a model into memory, and print how much of it is there
+    Warm(Warm),
     /// Remove a model
     #[command(visible_alias = "rm")]
     Remove(Remove),
@@ -90,7 +93,7 @@ enum Command {
     Unpin(PinWords),
     /// List the pulls of the daemon
     Pulls(Rendering),
-    /// Stop a pull of the daemon; its bytes stay for the next one
+    /// Stop a pull or a warm-up of the daemon; its bytes stay
     Cancel(Cancel),
     /// Look at the configuration
     #[command(subcommand)]
@@ -117,6 +120,23 @@ struct Pull {
     /// Pin the reference too, as `larder pin` does
     #[arg(long)]
     pin: bool,
+    /// Bring it into memory when it is there
+    #[arg(long)]
+    warm: bool,
+    #[command(flatten)]
+    rendering: Rendering,
+}
+
+#[derive(Debug, Args)]
+struct Warm {
+    #[command(flatten)]
+    target: Target,
+    /// Leave the warm-up to the daemon and print its id
+    #[arg(long, conflicts_with = "wait")]
+    detach: bool,
+    /// Wait until it has ended (the default)
+    #[arg(long)]
+    wait: bool,
     #[command(flatten)]
     rendering: Rendering,
 }
@@ -149,7 +169,7 @@ struct PinWords {
 
 #[derive(Debug, Args)]
 struct Cancel {
-    /// The id, as `larder pulls` shows it
+    /// The id, as `larder pulls` shows it or `larder warm --detach` prints it
     id: String,
     #[command(flatten)]
     rendering: Rendering,
@@ -209,23 +229,41 @@ enum Output {
     Json,
 }
 
+/// What kind of job a command follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pull,
+    WarmUp,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Pull => "pull",
+            Kind::WarmUp => "warm-up",
+        })
+    }
+}
+
 /// What goes wrong between the words and the call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Error {
     #[error("cannot reach the daemon: nobody answers on `{}`", socket.display())]
     Unreachable { socket: PathBuf },
-    #[error("cannot leave the pull of `{reference}` to the daemon: nobody answers on `{}`", socket.display())]
-    NobodyToLeaveItTo { reference: String, socket: PathBuf },
-    #[error("cannot wait for `{reference}`: interrupted at {percent} %; the pull goes on in the daemon")]
-    StoppedWaiting { reference: String, percent: u8, id: String },
+    #[error("cannot leave the {job} of `{reference}` to the daemon: nobody answers on `{}`", socket.display())]
+    NobodyToLeaveItTo { job: Kind, reference: String, socket: PathBuf },
+    #[error("cannot wait for `{reference}`: interrupted at {percent} %; the {job} goes on in the daemon")]
+    StoppedWaiting { job: Kind, reference: String, percent: u8, id: String },
     #[error("cannot pull `{reference}`: interrupted at {percent} %; the bytes so far stay")]
     StoppedPulling { reference: String, percent: u8 },
     #[error("cannot pull `{reference}`: it was cancelled")]
     Cancelled { reference: String },
-    #[error("cannot follow the pull of `{reference}`: nothing more is heard of it")]
-    Lost { reference: String },
     #[error("cannot take a lease for this pod: {} {} not set", missing.join(", "), if missing.len() == 1 { "is" } else { "are" })]
     NoPod { missing: Vec<&'static str> },
+    #[error("cannot warm `{reference}`: it was cancelled; what is resident stays")]
+    StoppedWarming { reference: String },
+    #[error("cannot follow the {job} of `{reference}`: nothing more is heard of it")]
+    Lost { job: Kind, reference: String },
     #[error("cannot write the result: {why}")]
     Output { why: String },
     #[error("cannot start the program: {why}")]
@@ -238,10 +276,11 @@ impl Diagnose for Error {
     fn code(&self) -> Code {
         match self {
             Error::Unreachable { .. } | Error::NobodyToLeaveItTo { .. } | Error::Lost { .. } => Code::DaemonUnreachable,
-            Error::StoppedWaiting { .. } | Error::StoppedPulling { .. } | Error::Cancelled { .. } => {
+            Error::StoppedWaiting { job: Kind::Pull, .. } | Error::StoppedPulling { .. } | Error::Cancelled { .. } => {
                 Code::PullCancelled
             }
             Error::NoPod { .. } => Code::BadRequest,
+            Error::StoppedWaiting { job: Kind::WarmUp, .. } | Error::StoppedWarming { .. } => Code::WarmCancelled,
             Error::Output { .. } => Code::DiskError,
             Error::Start { .. } | Error::Bug { .. } => Code::InternalError,
         }
@@ -256,7 +295,7 @@ impl Diagnose for Error {
             }
             Error::NobodyToLeaveItTo { .. } => "start `larder serve`, or leave out `--detach`".to_owned(),
             Error::StoppedWaiting { id, .. } => format!("`larder cancel {id}` stops it"),
-            Error::StoppedPulling { reference, .. } | Error::Cancelled { reference } | Error::Lost { reference } => {
+            Error::StoppedPulling { reference, .. } | Error::Cancelled { reference } => {
                 format!("`larder pull '{reference}'` goes on from there")
             }
             Error::NoPod { .. } => {
@@ -264,6 +303,8 @@ impl Diagnose for Error {
                  (metadata.namespace, metadata.name)"
                     .to_owned()
             }
+            Error::StoppedWarming { reference } => format!("`larder warm '{reference}'` goes on from there"),
+            Error::Lost { .. } => "run the command again: it goes on from there".to_owned(),
             Error::Output { .. } => "look at where standard output goes".to_owned(),
             Error::Start { .. } => "look at the limits of this process: threads, open files".to_owned(),
             Error::Bug { .. } => "report it, with the output of the command".to_owned(),
@@ -301,6 +342,7 @@ impl Cli {
             | Command::Pin(PinWords { rendering, .. })
             | Command::Unpin(PinWords { rendering, .. })
             | Command::Open(Open { rendering, .. })
+            | Command::Warm(Warm { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
             | Command::Pulls(rendering)
             | Command::Cancel(Cancel { rendering, .. })
@@ -342,6 +384,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::List(_) => list(&cli.load()?, output).await,
         Command::Open(open) => open::run(cli, open).await,
         Command::Init(init) => init::run(init, cli.socket.as_deref().map(Path::new), cli.quiet).await,
+        Command::Warm(warm) => self::warm::warm(cli, warm).await,
         Command::Remove(remove) => self::remove(&cli.load()?, &remove.name, output).await,
         Command::Leases(_) => leases::list(&cli.load()?, output).await,
         Command::Release(Release { id, .. }) => leases::release(&cli.load()?, id, output).await,
@@ -373,7 +416,7 @@ async fn pull(cli: &Cli, pull: &Pull) -> Result<(), Problem> {
     if pull.detach && !door.outlives_us() {
         door.close().await;
         let socket = config.serve.socket;
-        return Err(Error::NobodyToLeaveItTo { reference: reference.to_string(), socket }.into());
+        return Err(Error::NobodyToLeaveItTo { job: Kind::Pull, reference: reference.to_string(), socket }.into());
     }
     if pull.pin
         && let Err(problem) = door.pin(&reference).await
@@ -381,20 +424,23 @@ async fn pull(cli: &Cli, pull: &Pull) -> Result<(), Problem> {
         door.close().await;
         return Err(problem);
     }
-    let done = if pull.detach {
-        hand_over(&door, &reference, cli.output()).await
+    let mut done = if pull.detach {
+        hand_over(&door, &reference, pull.warm, cli.output()).await
     } else {
-        wait_for(&door, &reference, cli, true).await
+        wait_for(&door, &reference, pull.warm, cli, true).await
     };
+    if done.is_ok() && pull.warm && !pull.detach {
+        done = warm::follow(&door, &reference, cli).await.map(drop);
+    }
     door.close().await;
     done
 }
 
 /// Starts a pull and does not wait for it.
-async fn hand_over(door: &Door, reference: &ModelRef, output: Output) -> Result<(), Problem> {
+async fn hand_over(door: &Door, reference: &ModelRef, warm: bool, output: Output) -> Result<(), Problem> {
     use futures::StreamExt;
-    let first = door.pull(reference).await?.next().await;
-    let status = first.ok_or_else(|| Error::Lost { reference: reference.to_string() })??;
+    let first = door.pull(reference, warm).await?.next().await;
+    let status = first.ok_or_else(|| Error::Lost { job: Kind::Pull, reference: reference.to_string() })??;
     let text = match output {
         Output::Table => format!("{}\n", status.id),
         Output::Json => json(&status),
@@ -403,9 +449,9 @@ async fn hand_over(door: &Door, reference: &ModelRef, output: Output) -> Result<
 }
 
 /// Pulls and shows how far it is; prints where the model is, if `print`.
-async fn wait_for(door: &Door, reference: &ModelRef, cli: &Cli, print: bool) -> Result<(), Problem> {
+async fn wait_for(door: &Door, reference: &ModelRef, warm: bool, cli: &Cli, print: bool) -> Result<(), Problem> {
     let began = Instant::now();
-    let statuses = door.pull(reference).await?;
+    let statuses = door.pull(reference, warm).await?;
     let mut reporter = cli.reporter();
     let status = match progress::follow(statuses, &mut reporter, interruption()).await? {
         Followed::Ended(status) => status,
@@ -413,12 +459,14 @@ async fn wait_for(door: &Door, reference: &ModelRef, cli: &Cli, print: bool) -> 
             let percent = last.as_ref().map_or(0, |status| status.percent);
             let reference = reference.to_string();
             return Err(match last {
-                Some(PullStatus { id, .. }) if door.outlives_us() => Error::StoppedWaiting { reference, percent, id },
+                Some(PullStatus { id, .. }) if door.outlives_us() => {
+                    Error::StoppedWaiting { job: Kind::Pull, reference, percent, id }
+                }
                 _ => Error::StoppedPulling { reference, percent },
             }
             .into());
         }
-        Followed::Lost => return Err(Error::Lost { reference: reference.to_string() }.into()),
+        Followed::Lost => return Err(Error::Lost { job: Kind::Pull, reference: reference.to_string() }.into()),
     };
     if print && cli.output() == Output::Json {
         out(&json(&status))?;
@@ -438,7 +486,7 @@ fn outcome(status: &PullStatus) -> Result<&str, Problem> {
         (Phase::Ready, Some(path), _) => Ok(path),
         (_, _, Some(error)) => Err(Problem::from(error)),
         (Phase::Cancelled, ..) => Err(Error::Cancelled { reference: reference() }.into()),
-        _ => Err(Error::Lost { reference: reference() }.into()),
+        _ => Err(Error::Lost { job: Kind::Pull, reference: reference() }.into()),
     }
 }
 
@@ -548,10 +596,17 @@ fn pull_table(pulls: &[PullStatus]) -> String {
 }
 
 async fn cancel(config: &Config, id: &str, output: Output) -> Result<(), Problem> {
-    let status = Door::of_daemon(config).await?.cancel(id).await?;
+    let daemon = Door::of_daemon(config).await?;
+    let (body, phase, reference) = if id.starts_with('w') {
+        let status = daemon.cancel_warm(id).await?;
+        (json(&status), status.phase.text(), status.reference)
+    } else {
+        let status = daemon.cancel(id).await?;
+        (json(&status), status.phase.text(), status.reference)
+    };
     let text = match output {
-        Output::Table => report::plain(&format!("{} {}\n", status.phase.text(), status.reference)),
-        Output::Json => json(&status),
+        Output::Table => report::plain(&format!("{phase} {reference}\n")),
+        Output::Json => body,
     };
     Ok(out(&text)?)
 }
@@ -640,7 +695,8 @@ mod tests {
 
     #[test]
     fn an_interrupted_wait_says_that_the_pull_goes_on_and_how_to_stop_it() {
-        let error = Error::StoppedWaiting { reference: "hf://o/n@main".into(), percent: 43, id: "p7".into() };
+        let error =
+            Error::StoppedWaiting { job: Kind::Pull, reference: "hf://o/n@main".into(), percent: 43, id: "p7".into() };
         let problem = Problem::from(error);
         assert_eq!(
             report::error_text(&problem),

@@ -209,6 +209,8 @@ codes! {
     DestinationUnusable = "destination-unusable" => Misconfigured,
     /// The pull was cancelled by request.
     PullCancelled = "pull-cancelled" => Cancelled,
+    /// The warm-up was cancelled by request.
+    WarmCancelled = "warm-cancelled" => Cancelled,
     /// A bug of ours.
     InternalError = "internal-error" => Internal,
 }

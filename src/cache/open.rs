@@ -67,7 +67,7 @@ impl Cache {
         };
         let model = self.opened(&reference, record)?;
         if asked.warm {
-            self.warm_in_background(&reference);
+            self.warm_in_background(&reference, &model.version);
         }
         Ok(Opened { model, lease })
     }
@@ -97,6 +97,9 @@ impl Cache {
             None => files,
         };
         let lasting_lease = terms.map(|terms| self.lease_noted(&record, &terms)).transpose()?;
+        if asked.warm {
+            self.warm_in_background(&reference, &record.version);
+        }
         let lease_info = lease.info(&record);
         Ok(OpenModel { model, path_below_public: self.below_public(&record), files, lease, lease_info, lasting_lease })
     }

@@ -191,8 +191,9 @@ impl Cache {
         let pull = self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?;
         // In the order opposite to that of `run_pull`, so that one of the two sees it. If both do, they join.
         pull.warm.store(true, Ordering::SeqCst);
-        if pull.progress.status().phase == Phase::Ready {
-            self.warm_in_background(&pull.reference);
+        let status = pull.progress.status();
+        if let (Phase::Ready, Some(version)) = (status.phase, status.version) {
+            self.warm_in_background(&pull.reference, &version);
         }
         Ok(())
     }
@@ -282,7 +283,7 @@ impl Cache {
             Ok(done) => {
                 pull.progress.ready(&done.record, &self.directory(&done.record));
                 if pull.warm.load(Ordering::SeqCst) {
-                    self.warm_in_background(&pull.reference);
+                    self.warm_in_background(&pull.reference, &done.record.version);
                 }
             }
             Err(error) => pull.progress.ended(&Problem::of(&error)),

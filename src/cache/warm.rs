@@ -127,11 +127,15 @@ struct Verdict {
 impl Cache {
     /// Joins the warm-up of the version a reference means now, or starts one. Needs a tokio runtime; returns at once.
     pub fn warm(&self, reference: &ModelRef) -> Result<WarmHandle, Error> {
+        self.warm_version(reference, None)
+    }
+
+    fn warm_version(&self, reference: &ModelRef, version: Option<&str>) -> Result<WarmHandle, Error> {
         let mut books = self.0.warms.books();
         if self.0.stop.is_cancelled() {
             return Err(Error::DrainingWarms);
         }
-        let (record, lease) = self.lease_connection(reference, None, HOLDER.to_owned())?;
+        let (record, lease) = self.lease_connection(reference, version, HOLDER.to_owned())?;
         if let Some(warm) = books.active.get(&record.id()) {
             return Ok(warm.handle());
         }
@@ -177,8 +181,8 @@ impl Cache {
     }
 
     /// Starts a warm-up that nobody waits for. Needs a tokio runtime.
-    pub(super) fn warm_in_background(&self, reference: &ModelRef) {
-        if let Err(error) = self.warm(reference) {
+    pub(super) fn warm_in_background(&self, reference: &ModelRef, version: &str) {
+        if let Err(error) = self.warm_version(reference, Some(version)) {
             tracing::warn!(%reference, %error, "a model is not warmed");
         }
     }
@@ -198,7 +202,7 @@ impl Cache {
             });
             match measured.await {
                 Ok(Some(percent)) if percent >= WARM_PERCENT => {}
-                Ok(_) => cache.warm_in_background(&record.reference),
+                Ok(_) => cache.warm_in_background(&record.reference, &record.version),
                 Err(error) => tracing::warn!(reference = %record.reference, %error, "a model is not warmed"),
             }
         });

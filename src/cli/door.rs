@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::watch;
 
 use super::Error;
 use crate::cache::Cache;
@@ -12,13 +13,18 @@ use crate::config::Config;
 use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
-use crate::wire::http::{LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Removed};
+use crate::wire::http::{
+    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Removed, WarmRequest, WarmStatus,
+};
 
-/// Longest wait for pulls to stop where they are, when this process ends.
+/// Longest wait for jobs to stop where they are, when this process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The states of one pull, until a final one.
-pub(super) type Statuses = BoxStream<'static, Result<PullStatus, Problem>>;
+/// How often a daemon is asked how far a warm-up is.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// The states of one job, until a final one.
+pub(super) type Statuses<J> = BoxStream<'static, Result<J, Problem>>;
 
 /// Who does the work.
 pub(super) enum Door {
@@ -50,16 +56,17 @@ impl Door {
         daemon_of(config).await?.ok_or_else(|| Problem::of(&Error::Unreachable { socket: socket(config) }))
     }
 
-    /// Whether a pull goes on when this process ends.
+    /// Whether a job goes on when this process ends.
     pub(super) fn outlives_us(&self) -> bool {
         matches!(self, Door::Daemon(_))
     }
 
-    /// Joins or starts a pull. Dropping the stream does not stop it.
-    pub(super) async fn pull(&self, reference: &ModelRef) -> Result<Statuses, Problem> {
+    /// Joins or starts a pull. Dropping the stream does not stop it. If `warm`, a daemon warms the model when it is ready;
+    /// this process must then ask for it itself.
+    pub(super) async fn pull(&self, reference: &ModelRef, warm: bool) -> Result<Statuses<PullStatus>, Problem> {
         match self {
             Door::Daemon(client) => {
-                let request = PullRequest::of(reference);
+                let request = PullRequest { warm, ..PullRequest::of(reference) };
                 let first = client.pull(&request).await?;
                 // A pull that has ended needs no watching.
                 let rest = match first.phase.is_final() {
@@ -68,17 +75,18 @@ impl Door {
                 };
                 Ok(stream::once(std::future::ready(Ok(first))).chain(rest).boxed())
             }
-            Door::Here(cache) => {
-                let receiver = cache.pull(reference)?.status;
-                let states = stream::unfold((receiver, true), |(mut receiver, first)| async move {
-                    if !first {
-                        receiver.changed().await.ok()?;
-                    }
-                    let status = receiver.borrow_and_update().clone();
-                    Some((Ok(status), (receiver, false)))
-                });
-                Ok(states.boxed())
+            Door::Here(cache) => Ok(states(cache.pull(reference)?.status)),
+        }
+    }
+
+    /// Joins or starts a warm-up. Dropping the stream does not stop it.
+    pub(super) async fn warm(&self, reference: &ModelRef) -> Result<Statuses<WarmStatus>, Problem> {
+        match self {
+            Door::Daemon(client) => {
+                let first = client.warm(&WarmRequest::of(reference)).await?;
+                Ok(stream::unfold((client.clone(), Some(first), true), ask_again).boxed())
             }
+            Door::Here(cache) => Ok(states(cache.warm(reference)?.status)),
         }
     }
 
@@ -156,13 +164,43 @@ impl Door {
         }
     }
 
-    /// Leaves. Pulls of this process stop where they are; the next one resumes them.
+    /// Leaves. Jobs of this process stop where they are; the next one resumes them.
     pub(super) async fn close(self) {
         match self {
             Door::Daemon(_) => {}
             Door::Here(cache) => cache.drain(DRAIN_DEADLINE).await,
         }
     }
+}
+
+/// What a job of this process publishes.
+fn states<J: Clone + Send + Sync + 'static>(receiver: watch::Receiver<J>) -> Statuses<J> {
+    let states = stream::unfold((receiver, true), |(mut receiver, first)| async move {
+        if !first {
+            receiver.changed().await.ok()?;
+        }
+        let status = receiver.borrow_and_update().clone();
+        Some((Ok(status), (receiver, false)))
+    });
+    states.boxed()
+}
+
+type Asking = (Client, Option<WarmStatus>, bool);
+
+/// The next state of a warm-up of the daemon: the one at hand, or what it answers after a while; none after a final one
+/// and after a problem.
+async fn ask_again((client, last, fresh): Asking) -> Option<(Result<WarmStatus, Problem>, Asking)> {
+    let last = last?;
+    if fresh {
+        return Some((Ok(last.clone()), (client, Some(last), false)));
+    }
+    if last.phase.is_final() {
+        return None;
+    }
+    tokio::time::sleep(ASK_EVERY).await;
+    let next = client.warm_status(&last.id).await;
+    let known = next.as_ref().ok().cloned();
+    Some((next, (client, known, false)))
 }
 
 /// The daemon, if one answers. A socket that was named for this command must have one.

@@ -8,7 +8,7 @@ use super::door::Door;
 use super::leases::LeaseFor;
 use super::report::{json, out};
 use super::socket::{self, Mount};
-use super::{Cli, Output, Rendering, Target, interruption, wait_for};
+use super::{Cli, Output, Rendering, Target, interruption, wait_for, warm};
 use crate::cache::Cache;
 use crate::client::Opener;
 use crate::config::Config;
@@ -24,6 +24,9 @@ pub(super) struct Open {
     /// Pull the model if it is not local
     #[arg(long)]
     wait: bool,
+    /// Start to bring it into memory
+    #[arg(long)]
+    warm: bool,
     #[command(flatten)]
     mount: Mount,
     #[command(flatten)]
@@ -61,6 +64,7 @@ async fn through_socket(
     // It has just answered: there is nothing to be patient for.
     let opener = Opener::new(&config.serve.socket).patience(Duration::ZERO).wait(open.wait).without_files();
     let opener = terms.into_iter().fold(opener, Opener::lease);
+    let opener = if open.warm { opener.warm() } else { opener };
     let model = socket::open(opener, reference, &mut cli.reporter(), interruption()).await?;
     let mut info = model.info().clone();
     info.path = open.mount.directory(&model).display().to_string();
@@ -75,17 +79,22 @@ async fn here(
     reference: &ModelRef,
     lease: Option<LeaseTerms>,
 ) -> Result<Opened, Problem> {
-    let asked = OpenRequest { lease, ..OpenRequest::of(reference) };
+    let asked = OpenRequest { lease, warm: open.warm, ..OpenRequest::of(reference) };
     let again = async || {
         let (cache, asked) = (cache.clone(), asked.clone());
         let opened = tokio::task::spawn_blocking(move || cache.open_as(&asked)).await;
         Ok(opened.map_err(|error| super::Error::Bug { why: error.to_string() })??)
     };
-    match again().await {
+    let opened = match again().await {
         Err(Problem { code: Code::NotLocal | Code::NotReady, .. }) if open.wait => {
-            wait_for(door, reference, cli, false).await?;
+            wait_for(door, reference, false, cli, false).await?;
             again().await
         }
         answer => answer,
+    }?;
+    if open.warm {
+        // Nobody would go on with it when this process ends.
+        warm::follow(door, reference, cli).await?;
     }
+    Ok(opened)
 }

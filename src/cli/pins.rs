@@ -30,7 +30,7 @@ pub(super) async fn pin(cli: &Cli, words: &PinWords) -> Result<(), Problem> {
     let done = async {
         let pin = door.pin(&reference).await?;
         if pin.model.is_none() {
-            wait_for(&door, &reference, cli, false).await?;
+            wait_for(&door, &reference, false, cli, false).await?;
         }
         let text = match cli.output() {
             Output::Table => plain(&format!("pinned {}\n", pin.reference)),

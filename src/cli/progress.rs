@@ -1,4 +1,4 @@
-//! How far a pull is: a bar on a terminal, a line every ten seconds elsewhere.
+//! How far a job is: a bar on a terminal, a line every ten seconds elsewhere.
 
 use std::future::Future;
 use std::pin::pin;
@@ -29,13 +29,34 @@ pub(super) enum Reporter {
     Silent,
 }
 
-/// How the watching of a pull ended.
+/// A job that is followed to its end, as it stands at one moment.
+pub(super) trait Job {
+    /// What is done to the reference.
+    const DOING: &'static str;
+
+    /// Whether nothing will happen any more.
+    fn is_final(&self) -> bool;
+
+    /// What it is about.
+    fn reference(&self) -> &str;
+
+    /// Bytes that are done, and bytes in all; 0 while those are not known.
+    fn bytes(&self) -> (u64, u64);
+
+    /// How far it is, in a line.
+    fn summary(&self) -> String;
+
+    /// What has changed, if it is worth a line.
+    fn change(&self, before: Option<&Self>) -> Option<String>;
+}
+
+/// How the watching of a job ended.
 #[derive(Debug)]
-pub(super) enum Followed {
-    /// The pull has ended, well or not.
-    Ended(PullStatus),
+pub(super) enum Followed<J> {
+    /// The job has ended, well or not.
+    Ended(J),
     /// The watcher was interrupted; this is the last that was seen.
-    Interrupted(Option<PullStatus>),
+    Interrupted(Option<J>),
     /// Nothing more is heard of it.
     Lost,
 }
@@ -57,31 +78,32 @@ impl Reporter {
     }
 
     /// Shows a state that was just heard of.
-    fn heard(&mut self, before: Option<&PullStatus>, now: &PullStatus) {
+    fn heard<J: Job>(&mut self, before: Option<&J>, now: &J) {
         match self {
             Reporter::Silent => {}
             Reporter::Lines(write) => {
-                if let Some(line) = change(before, now) {
-                    write(&line);
+                if let Some(said) = now.change(before) {
+                    write(&line(now, &said));
                 }
             }
             Reporter::Bar(bar) => {
                 if before.is_none() {
-                    bar.println(plain(&format!("pulling {}", now.reference)));
+                    bar.println(plain(&format!("{} {}", J::DOING, now.reference())));
                 }
-                if now.bytes_total > 0 {
-                    bar.set_length(now.bytes_total);
-                    bar.set_position(now.bytes_done);
+                let (done, total) = now.bytes();
+                if total > 0 {
+                    bar.set_length(total);
+                    bar.set_position(done);
                 }
-                bar.set_message(plain(&summary(now)));
+                bar.set_message(plain(&now.summary()));
             }
         }
     }
 
     /// Shows that it is still being watched.
-    fn still(&mut self, now: &PullStatus) {
+    fn still(&mut self, now: &impl Job) {
         if let Reporter::Lines(write) = self {
-            write(&format!("pulling {}: {}", now.reference, summary(now)));
+            write(&line(now, &now.summary()));
         }
     }
 
@@ -94,30 +116,35 @@ impl Reporter {
 
     /// Says that the model is here.
     pub(super) fn ready(&mut self, status: &PullStatus, took: Duration) {
+        self.say(&ready(status, took));
+    }
+
+    /// Says how it ended.
+    pub(super) fn say(&mut self, line: &str) {
         match self {
             Reporter::Silent => {}
-            Reporter::Lines(write) => write(&ready(status, took)),
-            Reporter::Bar(_) => say(&ready(status, took)),
+            Reporter::Lines(write) => write(line),
+            Reporter::Bar(_) => say(line),
         }
     }
 }
 
-/// Watches a pull until it ends or `interrupted` does.
-pub(super) async fn follow(
-    mut statuses: Statuses,
+/// Watches a job until it ends or `interrupted` does.
+pub(super) async fn follow<J: Job>(
+    mut statuses: Statuses<J>,
     reporter: &mut Reporter,
     interrupted: impl Future<Output = ()>,
-) -> Result<Followed, Problem> {
+) -> Result<Followed<J>, Problem> {
     let mut lines = tokio::time::interval_at(Instant::now() + LINE_EVERY, LINE_EVERY);
     lines.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut interrupted = pin!(interrupted);
-    let mut last: Option<PullStatus> = None;
+    let mut last: Option<J> = None;
     let followed = loop {
         tokio::select! {
-            // What is known is shown before what was asked for: a pull that has ended was not interrupted.
+            // What is known is shown before what was asked for: a job that has ended was not interrupted.
             biased;
             next = statuses.next() => match next {
-                Some(Ok(now)) if now.phase.is_final() => break Ok(Followed::Ended(now)),
+                Some(Ok(now)) if now.is_final() => break Ok(Followed::Ended(now)),
                 Some(Ok(now)) => {
                     reporter.heard(last.as_ref(), &now);
                     last = Some(now);
@@ -135,6 +162,34 @@ pub(super) async fn follow(
     };
     reporter.end();
     followed
+}
+
+fn line<J: Job>(now: &J, said: &str) -> String {
+    format!("{} {}: {said}", J::DOING, now.reference())
+}
+
+impl Job for PullStatus {
+    const DOING: &'static str = "pulling";
+
+    fn is_final(&self) -> bool {
+        self.phase.is_final()
+    }
+
+    fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    fn bytes(&self) -> (u64, u64) {
+        (self.bytes_done, self.bytes_total)
+    }
+
+    fn summary(&self) -> String {
+        summary(self)
+    }
+
+    fn change(&self, before: Option<&PullStatus>) -> Option<String> {
+        change(before, self)
+    }
 }
 
 /// `43 % (1.2 of 2.8 GB), 310.0 MB/s, 2m10s to go, model-00002.safetensors`
@@ -160,11 +215,11 @@ pub(super) fn summary(status: &PullStatus) -> String {
     parts.join(", ")
 }
 
-/// The line for what has changed, if it is worth one: the start, another phase, the beginning of a wait.
+/// What has changed, if it is worth a line: the start, another phase, the beginning of a wait.
 fn change(before: Option<&PullStatus>, now: &PullStatus) -> Option<String> {
     let began = before.is_none_or(|before| before.phase != now.phase);
     let waits = now.waiting.is_some() && before.is_none_or(|before| before.waiting.is_none());
-    let said = match (began, now.phase) {
+    Some(match (began, now.phase) {
         _ if waits => summary(now),
         (true, Phase::Fetching) => format!(
             "version {}, {} files, {}, {} to fetch",
@@ -175,8 +230,7 @@ fn change(before: Option<&PullStatus>, now: &PullStatus) -> Option<String> {
         ),
         (true, phase) => phase.text().to_owned(),
         (false, _) => return None,
-    };
-    Some(format!("pulling {}: {said}", now.reference))
+    })
 }
 
 /// `ready hf://…  2.8 GB in 12 s (2.1 GB from the source)`
@@ -196,7 +250,7 @@ pub(super) fn short(version: &str) -> String {
 }
 
 /// `1.2 of 2.8 GB`, or `900.0 MB of 2.8 GB`.
-fn of(done: u64, total: u64) -> String {
+pub(super) fn of(done: u64, total: u64) -> String {
     let (done, total) = (Bytes(done).to_string(), Bytes(total).to_string());
     match (done.split_once(' '), total.split_once(' ')) {
         (Some((number, unit)), Some((_, same))) if unit == same => format!("{number} of {total}"),
@@ -209,7 +263,8 @@ pub(super) fn span(time: Duration) -> String {
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string().replace(' ', "")
 }
 
-fn took_text(took: Duration) -> String {
+/// How long it took, as exactly as a person wants to know.
+pub(super) fn took_text(took: Duration) -> String {
     match took.as_secs_f64() {
         seconds if seconds < 10.0 => format!("{seconds:.1} s"),
         seconds if seconds < 60.0 => format!("{seconds:.0} s"),
@@ -264,11 +319,8 @@ mod tests {
         let further = PullStatus { bytes_done: 1_300_000_000, ..fetching.clone() };
         let again = PullStatus { waiting: Some("it broke again".into()), ..waiting.clone() };
         let said = |before: Option<&PullStatus>, now| change(before, now);
-        assert_eq!(said(None, &start).unwrap(), "pulling hf://o/n@main: resolving");
-        assert_eq!(
-            said(Some(&start), &fetching).unwrap(),
-            "pulling hf://o/n@main: version 0123456789ab, 12 files, 2.8 GB, 1.6 GB to fetch"
-        );
+        assert_eq!(said(None, &start).unwrap(), "resolving");
+        assert_eq!(said(Some(&start), &fetching).unwrap(), "version 0123456789ab, 12 files, 2.8 GB, 1.6 GB to fetch");
         assert!(said(Some(&fetching), &waiting).unwrap().ends_with("waiting: the connection broke"));
         assert_eq!(said(Some(&fetching), &further), None);
         assert_eq!(said(Some(&waiting), &again), None, "waits that follow each other are told every ten seconds");
@@ -331,7 +383,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_just_ends_is_lost() {
-        let followed = follow(futures::stream::empty().boxed(), &mut Reporter::Silent, std::future::pending()).await;
+        let nothing: Statuses<PullStatus> = futures::stream::empty().boxed();
+        let followed = follow(nothing, &mut Reporter::Silent, std::future::pending()).await;
         assert!(matches!(followed, Ok(Followed::Lost)));
     }
 }

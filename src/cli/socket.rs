@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::progress::{self, Followed, Reporter};
-use super::{Error, PullStatus};
+use super::{Error, Kind, PullStatus};
 use crate::client::{Model, Opener};
 use crate::fault::Problem;
 use crate::model::ModelRef;
@@ -56,7 +56,7 @@ pub(super) async fn open(
         followed = &mut following => match followed? {
             Followed::Interrupted(last) => {
                 let (id, percent) = last.map_or_else(Default::default, |status| (status.id, status.percent));
-                Err(Error::StoppedWaiting { reference: reference.to_string(), percent, id }.into())
+                Err(Error::StoppedWaiting { job: Kind::Pull, reference: reference.to_string(), percent, id }.into())
             }
             Followed::Ended(_) | Followed::Lost => opening.await,
         },
