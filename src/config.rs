@@ -744,6 +744,8 @@ mod tests {
             ("LARDER_VOLUME_QUOTA", "99999999999999999999EB", false),
             ("LARDER_VOLUME_QUOTA", "0", false),
             ("LARDER_VOLUME_MIN_FREE", "0", true),
+            ("LARDER_SERVE_WARM_ON_OPEN", "true", true),
+            ("LARDER_SERVE_WARM_ON_OPEN", "yes", false),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(106)), true),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(107)), false),
         ] {
@@ -797,7 +799,9 @@ mod tests {
                 section = own;
             }
             text.push_str(&match setting.default {
-                Fallback::Text(value) if value.parse::<u64>().is_ok() => format!("{name} = {value}\n"),
+                Fallback::Text(value) if value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok() => {
+                    format!("{name} = {value}\n")
+                }
                 Fallback::Text(value) => format!("{name} = \"{value}\"\n"),
                 Fallback::EmptyList => format!("{name} = []\n"),
                 Fallback::Root => format!("# {name} = \"/var/lib/larder\"\n"),

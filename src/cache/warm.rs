@@ -113,7 +113,11 @@ impl Books {
             self.looks.retain(|_, at| recent(at));
         }
         // So many versions are opened at once that not each can be looked at.
-        self.looks.len() < MAX_LOOKS && self.looks.insert(model, now).is_none_or(|at| !recent(&at))
+        if self.looks.len() >= MAX_LOOKS {
+            return false;
+        }
+        self.looks.insert(model, now);
+        true
     }
 }
 
@@ -218,12 +222,13 @@ impl Cache {
     async fn run_warm(&self, warm: Arc<Warm>, record: Arc<Record>, lease: Lease) {
         let began = Instant::now();
         let result = tokio::select! {
+            biased;
+            () = warm.cancelled.cancelled() => Ok(Verdict::cancelled()),
             turn = self.0.warms.turn.lock() => {
                 let result = self.bring_in(&warm, &record).await;
                 drop(turn);
                 result
             }
-            () = warm.cancelled.cancelled() => Ok(Verdict::cancelled()),
         };
         drop(lease);
         let read = warm.tally.read.load(Ordering::Relaxed);
@@ -378,4 +383,48 @@ fn limit_detail(limit: Option<&Limit>) -> Detail {
         Some(limit) => (Bytes(limit.bytes).to_string(), limit.to_string()),
     };
     Detail { name: "memory limit".to_owned(), state, means, best: limit.is_none() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_resident_makes_a_model_warm() {
+        let short = || Ended::Short(Bound::Unknown);
+        for (ended, resident, phase, why) in [
+            (Ended::Through, Some(1000), WarmPhase::Warm, None),
+            (Ended::Through, Some(990), WarmPhase::Warm, None),
+            (
+                Ended::Through,
+                Some(989),
+                WarmPhase::Stopped,
+                Some("only 989 B of 1.0 kB are resident: the node is short"),
+            ),
+            (Ended::Through, Some(0), WarmPhase::Stopped, Some("only 0 B of 1.0 kB are resident")),
+            (Ended::Through, None, WarmPhase::Stopped, Some("does not tell this user")),
+            (short(), Some(500), WarmPhase::Stopped, Some("`/proc/meminfo` does not say")),
+            (short(), None, WarmPhase::Stopped, Some("`/proc/meminfo` does not say")),
+            (short(), Some(1000), WarmPhase::Warm, None),
+            (Ended::Cancelled, Some(1000), WarmPhase::Cancelled, None),
+        ] {
+            let said = format!("{ended:?} {resident:?}");
+            let verdict = verdict(ended, resident, 1000, None);
+            assert_eq!(verdict.phase, phase, "{said}");
+            match (verdict.why, why) {
+                (Some(found), Some(why)) => assert!(found.contains(why), "{said}: {found}"),
+                (found, why) => assert_eq!(found.as_deref(), why, "{said}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_looks_once_in_a_while_and_at_a_bounded_number_of_versions() {
+        let mut books = Books::default();
+        let model = |n: usize| ModelId::new(&"hf://o/n".parse().unwrap(), &n.to_string());
+        assert!(books.may_look(model(0)));
+        assert!(!books.may_look(model(0)));
+        let looked = (0..2 * MAX_LOOKS).filter(|n| books.may_look(model(*n))).count();
+        assert_eq!((looked, books.looks.len()), (MAX_LOOKS - 1, MAX_LOOKS));
+    }
 }

@@ -20,3 +20,4 @@ mod source_hf;
 mod source_s3;
 mod source_web;
 mod support;
+mod warm;

@@ -9,6 +9,7 @@ pub(crate) mod gated_origin;
 pub(crate) mod hostile_origin;
 pub(crate) mod hub;
 pub(crate) mod larder;
+pub(crate) mod memory_group;
 pub(crate) mod model_origin;
 pub(crate) mod moto;
 pub(crate) mod node;

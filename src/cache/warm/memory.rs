@@ -185,13 +185,13 @@ fn limit(group: &Path, files: &Files, total_bytes: u64) -> Option<Limit> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     const GB: u64 = 1_000_000_000;
 
     /// A node with so much memory, and so much of it available.
-    pub(in crate::cache::warm) fn node(total_bytes: u64, available_bytes: u64) -> Memory {
+    fn node(total_bytes: u64, available_bytes: u64) -> Memory {
         Memory { node: Some(Node { total_bytes, available_bytes }), limits: Vec::new() }
     }
 
