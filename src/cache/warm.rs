@@ -85,6 +85,10 @@ struct Warm {
 }
 
 impl Warm {
+    fn new(id: String, status: WarmStatus, cancelled: CancellationToken) -> Warm {
+        Warm { id, status: watch::Sender::new(status), tally: Tally::default(), cancelled }
+    }
+
     fn handle(&self) -> WarmHandle {
         WarmHandle { id: self.id.clone(), status: self.status.subscribe() }
     }
@@ -150,12 +154,7 @@ impl Cache {
         // The letter tells them from pulls.
         let id = format!("w{:012x}-{:04x}", now_ms(), books.started & 0xffff);
         let status = WarmStatus::queued(&id, &record.id().to_string(), &reference.to_string(), rfc3339(now_ms()));
-        let warm = Arc::new(Warm {
-            id,
-            status: watch::Sender::new(status),
-            tally: Tally::default(),
-            cancelled: self.0.stop.child_token(),
-        });
+        let warm = Arc::new(Warm::new(id, status, self.0.stop.child_token()));
         books.active.insert(record.id(), warm.clone());
         let (cache, handle) = (self.clone(), warm.handle());
         self.0.tasks.spawn(async move { cache.run_warm(warm, record, lease).await });
@@ -263,7 +262,10 @@ impl Cache {
         let mut ticks = tokio::time::interval(PUBLISH_EVERY);
         loop {
             tokio::select! {
-                verdict = &mut work => return verdict,
+                verdict = &mut work => {
+                    warm.publish(began.elapsed());
+                    return verdict;
+                }
                 _ = ticks.tick() => warm.publish(began.elapsed()),
             }
         }
@@ -329,25 +331,22 @@ impl Warm {
 
     fn publish(&self, elapsed: Duration) {
         self.status.send_if_modified(|status| {
+            if status.phase != WarmPhase::Reading {
+                return false;
+            }
             let before = status.clone();
-            self.count_into(status, elapsed);
-            // Not before it has been measured.
-            status.percent = Some(percent(status.bytes_done, status.bytes_total).min(WARM_PERCENT));
-            status.phase == WarmPhase::Reading && *status != before
+            status.bytes_done = self.tally.done.load(Ordering::Relaxed);
+            status.bytes_read = self.tally.read.load(Ordering::Relaxed);
+            // A hundred only when it has been measured.
+            status.percent = Some(percent(status.bytes_done, status.bytes_total).min(99));
+            let millis = elapsed.as_millis().max(1);
+            status.bytes_per_second = u64::try_from(u128::from(status.bytes_read) * 1000 / millis).unwrap_or(u64::MAX);
+            *status != before
         });
-    }
-
-    fn count_into(&self, status: &mut WarmStatus, elapsed: Duration) {
-        status.bytes_done = self.tally.done.load(Ordering::Relaxed);
-        status.bytes_read = self.tally.read.load(Ordering::Relaxed);
-        let millis = elapsed.as_millis().max(1);
-        status.bytes_per_second = u64::try_from(u128::from(status.bytes_read) * 1000 / millis).unwrap_or(u64::MAX);
     }
 
     fn ended(&self, result: Result<Verdict, Error>) {
         self.status.send_modify(|status| {
-            status.bytes_done = self.tally.done.load(Ordering::Relaxed);
-            status.bytes_read = self.tally.read.load(Ordering::Relaxed);
             status.percent = status.resident_bytes.map(|resident| percent(resident, status.bytes_total));
             status.ended_at = Some(rfc3339(now_ms()));
             match result {
@@ -416,6 +415,28 @@ mod tests {
                 (found, why) => assert_eq!(found.as_deref(), why, "{said}"),
             }
         }
+    }
+
+    #[test]
+    fn a_percentage_is_told_when_it_is_known_and_a_hundred_only_when_the_kernel_has_said_so() {
+        let status = WarmStatus::queued("w1", "0123456789abcdef", "hf://o/n@main", String::new());
+        let warm = Warm::new("w1".into(), status, CancellationToken::new());
+        let told = |warm: &Warm| (warm.status.borrow().percent, warm.status.borrow().bytes_done);
+        let tick = |warm: &Warm| warm.publish(Duration::from_secs(2));
+        tick(&warm);
+        assert_eq!(told(&warm), (None, 0), "nothing is known yet");
+        warm.begins(1000, Some(100));
+        warm.tally.done.store(500, Ordering::Relaxed);
+        warm.tally.read.store(400, Ordering::Relaxed);
+        tick(&warm);
+        assert_eq!((told(&warm), warm.status.borrow().bytes_per_second), ((Some(50), 500), 200));
+        warm.tally.done.store(1000, Ordering::Relaxed);
+        tick(&warm);
+        assert_eq!(told(&warm), (Some(99), 1000));
+        warm.status.send_modify(|status| status.resident_bytes = Some(300));
+        warm.ended(Ok(verdict(Ended::Through, Some(300), 1000, None)));
+        assert_eq!(told(&warm), (Some(30), 1000), "it was read, and it is not there");
+        assert!(warm.status.borrow().why.as_ref().unwrap().contains("only 300 B of 1.0 kB are resident"));
     }
 
     #[test]
