@@ -1,8 +1,8 @@
 //! Warm-ups: a version that is local is brought into the page cache, so that its readers find it in memory.
 //!
-//! It is read, in large blocks by some threads at once: on a cold file that is several times faster than to advise the
-//! kernel (`MADV_WILLNEED`, `MADV_POPULATE_READ`). What is resident is never assumed but asked for afterwards. One warm-up
-//! reads at a time, and none is waited for by an open or a pull.
+//! It is read, in large blocks by some threads at once. To advise the kernel instead (`MADV_WILLNEED`) is several times slower
+//! on some nodes and as fast on others, and it can neither be bounded nor taken back. What is resident is never assumed but
+//! asked for afterwards. One warm-up reads at a time, and none is waited for by an open or a pull.
 
 mod memory;
 mod reading;
