@@ -74,7 +74,12 @@ fn examples_in_api_md_have_the_fields_of_the_schemas() {
         .map(|rest| serde_json::from_str(rest.split("```").next().unwrap()).expect("an example is not JSON"))
         .collect();
     let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
-    for (schema, has) in [("PullStatus", "phase"), ("ProblemBody", "detail"), ("Readiness", "ready")] {
+    for (schema, has) in [
+        ("PullStatus", "files_done"),
+        ("WarmStatus", "resident_bytes_before"),
+        ("ProblemBody", "detail"),
+        ("Readiness", "ready"),
+    ] {
         let example = examples.iter().find(|e| e.get(has).is_some()).unwrap_or_else(|| panic!("no {schema}"));
         let mut expected = fields(&api["components"]["schemas"][schema]["properties"]);
         // Only there when it is known.

@@ -199,7 +199,11 @@ async fn pull_and_open_warm_when_they_are_asked_to() {
     assert_eq!(home.done(&["open", "--warm", &reference]).await, path);
     assert_eq!(resident_column(&home).await, "100 %");
 
-    let daemon = home.serve().await;
+    let mut daemon = home.serve().await;
+    assert!(dropped(&home.root()));
+    assert_eq!(home.done(&["open", "--warm", &reference]).await, path);
+    daemon.says("warm-up ended").await;
+    assert_eq!(resident_column(&home).await, "100 %");
     for words in [["pull", "--warm", &reference], ["warm", "--quiet", &reference]] {
         assert!(dropped(&home.root()));
         home.done(&words).await;
