@@ -272,22 +272,30 @@ async fn the_api_warms_and_tells_residency_where_it_is_asked_for() {
 
     assert!(dropped(&home.root()));
     client.pull(&PullRequest { warm: true, ..PullRequest::of(&reference) }).await.unwrap();
-    let mut by_pull = by_open.clone();
-    while by_pull.id == by_open.id {
-        by_pull = client.warms().await.unwrap()[0].clone();
-    }
+    let by_pull = bounded(async || {
+        let newest = client.warms().await.unwrap()[0].clone();
+        (newest.id != by_open.id).then_some(newest)
+    });
+    let by_pull = by_pull.await;
     assert_eq!(self::ended(&client, &by_pull.id).await.bytes_read, bytes);
 }
 
 /// Asks until it has ended.
 async fn ended(client: &Client, id: &str) -> WarmStatus {
-    loop {
-        let status = client.warm_status(id).await.unwrap();
-        if status.phase.is_final() {
-            return status;
+    bounded(async || Some(client.warm_status(id).await.unwrap()).filter(|status| status.phase.is_final())).await
+}
+
+/// Asks again and again until there is an answer; the bound is against hanging, not a measurement.
+async fn bounded<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            match ask().await {
+                Some(answer) => return answer,
+                None => tokio::task::yield_now().await,
+            }
         }
-        tokio::task::yield_now().await;
-    }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(120), asking).await.expect("it never came")
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ impl Cache {
         blobs.iter().map(|blob| self.0.volume.resident_bytes(blob.digest, blob.size)).sum()
     }
 
-    /// The whole volume, some seconds ago at most, or some minutes where it has very many files. Blocking.
+    /// The whole volume, as it was some seconds ago at most, or longer where it has very many files. Blocking.
     pub(in crate::cache) fn residency(&self) -> Residency {
         let mut last = self.0.warms.residency.0.lock().expect("no panic while residency is measured");
         if let Some(measured) = last.as_ref().filter(|measured| Instant::now() < measured.good_until) {
