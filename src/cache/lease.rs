@@ -130,7 +130,9 @@ impl Cache {
             |model| Held { id: new_id(), model, holder: Holder::Connection(process), since_ms: now_ms(), ends: None };
         let leased = self.0.ledger.lease_version(reference, version, held);
         let (record, held) = leased.ok_or_else(|| match version {
-            Some(version) => Error::VersionNotLocal { reference: reference.to_string(), version: version.to_owned() },
+            Some(version) => {
+                Error::VersionNotLocal { reference: reference.to_string(), version: version.chars().take(80).collect() }
+            }
             None => self.why_not_open(reference),
         })?;
         tracing::info!(lease = held.id, holder = %held.holder, model = %held.model, "leased");

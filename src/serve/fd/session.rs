@@ -139,7 +139,7 @@ impl Session {
         if self.open.len() >= MAX_OPEN_MODELS {
             return Err(Stop::Refused(Problem::new(
                 Code::TooManyHolders,
-                format!("cannot open `{}`: {MAX_OPEN_MODELS} models are open on this connection", asked.reference),
+                format!("cannot open one more model: {MAX_OPEN_MODELS} models are open on this connection"),
                 "release some of its leases, or open another connection",
             )));
         }
