@@ -1,8 +1,9 @@
-//! Facts that are quick to look up and can be lost: which bytes a claim stands for, and when a model was last opened.
+//! Facts that are quick to look up and can be lost: which bytes a claim stands for, when a model was last opened, and how
+//! the inodes looked that are known to hold the right bytes.
 //!
 //! sled holds them, and sled is disposable: the truth is in the records on disk, and [`Index::reconcile`] brings it back.
 //! So whatever goes wrong with sled, the directory is moved aside and an empty index takes its place. A missing entry
-//! only costs fetching again; a wrong one is told by its seal and counts as missing.
+//! only costs fetching or hashing again; a wrong one is told by its seal and counts as missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fault::{Code, Diagnose};
-use crate::model::{Claim, Digest, ModelId, Record};
+use crate::model::{Claim, Digest, ModelId, Record, Stamp};
 
 /// Longest time that sled may take to open and be read through.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
@@ -27,7 +28,7 @@ const CACHE_BYTES: u64 = 16 << 20;
 
 const FLUSH_EVERY_MS: u64 = 500;
 
-/// Claims and recency. Every call may block on the disk, but for [`Index::touch`].
+/// Claims, recency and stamps. Every call may block on the disk, but for [`Index::touch`].
 pub struct Index {
     dir: PathBuf,
     rebuilt: bool,
@@ -42,6 +43,8 @@ struct Sled {
     claims: sled::Tree,
     /// Key: model id.
     recency: sled::Tree,
+    /// Key: number of the inode.
+    stamps: sled::Tree,
 }
 
 /// Why the index did not do what was asked.
@@ -174,6 +177,34 @@ impl Index {
         touched.max(stored)
     }
 
+    /// Every stamp that can be read, with the digest of the bytes its inode holds.
+    pub fn stamps(&self) -> Vec<(Digest, Stamp)> {
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (key, value) = entry.ok()?;
+            let (digest, stamp) = unseal(&key, &value)?.split_once(' ')?;
+            Some((Digest::from_hex(digest).ok()?, stamp.parse().ok()?))
+        };
+        catch_unwind(AssertUnwindSafe(|| self.sled.stamps.iter().filter_map(read).collect())).unwrap_or_default()
+    }
+
+    /// Takes in stamps that are new, and forgets those that are gone; by inode.
+    pub fn write_stamps(&self, changes: &[(u64, Option<(Digest, Stamp)>)]) -> Result<(), Error> {
+        self.writing(|sled| {
+            let mut batch = sled::Batch::default();
+            for (inode, stamp) in changes {
+                let key = inode.to_string();
+                match stamp {
+                    Some((digest, stamp)) => {
+                        let value = seal(key.as_bytes(), &format!("{} {stamp}", digest.to_hex()));
+                        batch.insert(key.as_str(), value);
+                    }
+                    None => batch.remove(key.as_str()),
+                }
+            }
+            sled.stamps.apply_batch(batch)
+        })
+    }
+
     /// Writes the touches and makes the index durable.
     pub fn flush(&self) -> Result<(), Error> {
         let touched = self.touched().clone();
@@ -289,12 +320,12 @@ fn open_and_read(dir: &Path) -> Result<Sled, String> {
         }
     };
     let open = |name: &str| db.open_tree(name).map_err(|e| e.to_string());
-    let (claims, recency) = (open("claims")?, open("recency")?);
+    let (claims, recency, stamps) = (open("claims")?, open("recency")?, open("stamps")?);
     // Damage shows when the pages are read, not when the tree is opened.
-    for entry in claims.iter().chain(recency.iter()) {
+    for entry in claims.iter().chain(recency.iter()).chain(stamps.iter()) {
         entry.map_err(|e| e.to_string())?;
     }
-    Ok(Sled { db, claims, recency })
+    Ok(Sled { db, claims, recency, stamps })
 }
 
 /// sled 0.34 takes a snapshot that it had not finished writing for the newest one, and then never opens again.
@@ -420,6 +451,23 @@ mod tests {
         assert_eq!(index.last_opened_ms(id), Some(10));
         index.touch(id, 11);
         assert_eq!(index.last_opened_ms(id), Some(11));
+    }
+
+    #[test]
+    fn stamps_are_kept_over_a_restart_and_a_damaged_one_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("index");
+        let stamp = |inode| (Digest::of(b"x"), Stamp { inode, size: 1, mtime_ns: -2, ctime_ns: 3 });
+        let index = Index::open(&at).unwrap();
+        index.write_stamps(&[(7, Some(stamp(7))), (8, Some(stamp(8))), (9, Some(stamp(9)))]).unwrap();
+        index.write_stamps(&[(8, None), (10, None)]).unwrap();
+        index.flush().unwrap();
+        drop(index);
+        let index = Index::open(&at).unwrap();
+        assert_eq!(index.stamps(), [stamp(7), stamp(9)]);
+        let other = index.sled.stamps.get("7").unwrap().unwrap();
+        index.sled.stamps.insert("9", other).unwrap();
+        assert_eq!(index.stamps(), [stamp(7)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod record;
 mod reference;
 mod selection;
 mod size;
+mod stamp;
 
 pub use digest::{Checksum, ChecksumError, Digest, DigestError, Digester, Verified};
 pub use holder::{Holder, HolderError, MAX_HOLDER_BYTES, Pod};
@@ -19,3 +20,4 @@ pub use record::{Claim, ModelId, Record};
 pub use reference::{Location, ModelRef, ReferenceError, Scheme};
 pub use selection::{PatternError, Selection};
 pub use size::Bytes;
+pub use stamp::Stamp;

@@ -11,15 +11,18 @@
 //! - `snapshot`: `public/`: the directories pods read, and the Hub's refs.
 //! - `record`: manifests and records: small files written whole.
 //! - `note`: pulls to resume, leases, pins: likewise.
+//! - `descriptors`: what readers get them through; `stamp`: whether their bytes are known to be right.
 //! - `sweep`: what nothing names.
 
 mod blob;
+mod descriptors;
 mod ingest;
 mod io;
 mod layout;
 mod note;
 mod record;
 mod snapshot;
+mod stamp;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -27,19 +30,26 @@ use std::sync::{Arc, Mutex};
 
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, Checksum, RelPathError};
+use descriptors::Window;
 use io::Disk;
 use layout::{FORMAT_NAME, FORMAT_VERSION, Layout};
+use stamp::Stamps;
 
 pub use blob::Blob;
+pub use descriptors::Descriptors;
 pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey};
 pub use layout::snapshot_path;
 pub use note::{LeaseNote, Note, NotedHolder, PendingPull, PinNote, PinnedBy};
+pub use stamp::{Proof, StampChange};
 pub use sweep::{Swept, UNNAMED_KEPT};
 
 /// A directory larder owns, and its lock. All calls block on the disk.
 pub struct Volume {
     disk: Arc<Disk>,
     layout: Layout,
+    /// `None` beside the process that holds the volume.
+    window: Option<Window>,
+    stamps: Arc<Stamps>,
     /// Held while the shape of `public/` changes: a directory found empty must still be empty when it is removed, and
     /// one just made must still be there when something is put into it.
     shape: Mutex<()>,
@@ -71,6 +81,20 @@ pub enum Error {
         root: PathBuf,
         /// Its format.
         version: u32,
+    },
+    /// A process has a lease of the kernel (`F_SETLEASE`) on a file of ours, and must give it up first.
+    #[error("cannot {verb} `{}`: a process holds a lease of the kernel on it (F_SETLEASE)", .path.display())]
+    Leased {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+    },
+    /// Nobody knows whether the bytes of a blob are right: it must be hashed.
+    #[error("cannot use blob `{}`: it was touched since it was last hashed", .path.display())]
+    Unproven {
+        /// Where it is.
+        path: PathBuf,
     },
     /// No space, no quota, or too large a file.
     #[error("cannot {verb} `{}`: {source}", .path.display())]
@@ -170,12 +194,13 @@ impl Diagnose for Error {
     fn code(&self) -> Code {
         match self {
             Error::Locked { .. } | Error::InUse { .. } => Code::VolumeLocked,
+            Error::Leased { .. } => Code::ModelInUse,
             Error::Foreign { .. } => Code::VolumeForeign,
             Error::Newer { .. } => Code::VolumeNewer,
             Error::Full { .. } => Code::VolumeFull,
             Error::Disk { .. } => Code::DiskError,
             Error::NotDurable { .. } | Error::ReadOnly { .. } => Code::VolumeReadOnly,
-            Error::Corrupt { .. } => Code::StoreCorrupt,
+            Error::Corrupt { .. } | Error::Unproven { .. } => Code::StoreCorrupt,
             Error::Checksum { .. } => Code::ChecksumMismatch,
             Error::Length { .. } => Code::SourceProtocol,
             Error::Name { .. } | Error::RefConflict { .. } => Code::UnsafeName,
@@ -190,6 +215,11 @@ impl Diagnose for Error {
             Error::Locked { pid: None, .. } => {
                 "ask the running daemon instead, or stop it, or choose another `volume.root`".into()
             }
+            Error::Leased { path, .. } => format!(
+                "ask again in a minute: the kernel takes it from that process (`lsof {}` says which)",
+                path.display()
+            ),
+            Error::Unproven { .. } => "open the model again: then it is hashed".into(),
             Error::Foreign { .. } => {
                 "point `volume.root` at an empty directory; nothing in this one was touched".into()
             }
@@ -287,16 +317,18 @@ impl Volume {
         if made {
             disk.sync_dir(&layout.blobs())?;
         }
-        Ok(Volume { disk: Arc::new(disk), layout, shape: Mutex::new(()) })
+        let window = Some(Window::open(&layout.blobs())?);
+        Ok(Volume { disk: Arc::new(disk), layout, window, stamps: Arc::default(), shape: Mutex::new(()) })
     }
 
     /// Without a lock and without a write: to look beside a running process. A root that is not there is an empty
-    /// volume; every write fails with [`Error::ReadOnly`].
+    /// volume; every write fails with [`Error::ReadOnly`]. Whether bytes are right is not known here.
     pub fn open_reader(root: &Path) -> Result<Volume, Error> {
         let root = absolute(root)?;
         let layout = Layout::new(&root);
         recognise(&layout)?;
-        Ok(Volume { disk: Arc::new(Disk::for_reading(&root)), layout, shape: Mutex::new(()) })
+        let disk = Arc::new(Disk::for_reading(&root));
+        Ok(Volume { disk, layout, window: None, stamps: Arc::default(), shape: Mutex::new(()) })
     }
 
     /// The directory, absolute.
@@ -307,6 +339,12 @@ impl Volume {
     /// The directory pods may see.
     pub fn public(&self) -> PathBuf {
         self.layout.public()
+    }
+
+    /// What keeps readers from writing through the descriptors of [`Volume::open_blob`].
+    pub fn descriptors(&self) -> Descriptors {
+        let beside = || Descriptors::FileModes { why: "another process holds the volume".into() };
+        self.window.as_ref().map_or_else(beside, |window| window.descriptors().clone())
     }
 
     /// Bytes the file system would still give this user.

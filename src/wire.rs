@@ -2,6 +2,7 @@
 //! what a reader makes of a descriptor, and how much of a file is in memory.
 
 pub mod frame;
+pub mod guard;
 pub mod http;
 pub mod mapping;
 pub mod residency;

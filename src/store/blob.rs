@@ -1,6 +1,7 @@
 //! Blobs: immutable bytes named by their digest.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::io::{self, allocated_bytes, look_at};
@@ -28,14 +29,24 @@ impl Volume {
         Ok(look_at(&self.layout.blob(digest))?.filter(|found| found.is_file()).map(|found| found.len()))
     }
 
-    /// Opens a blob to read, with an open file description of its own.
+    /// Opens a blob for a reader, with an open file description of its own: see [`Volume::descriptors`].
+    ///
+    /// Its bytes are known to be right: the stamp is compared with the very descriptor that is handed out. If they are not
+    /// known, [`Error::Unproven`]: ask [`Volume::prove`].
     pub fn open_blob(&self, digest: Digest, size: u64) -> Result<File, Error> {
         let path = self.layout.blob(digest);
         let corrupt = |found: String| Error::Corrupt { verb: "open", noun: "blob", path: path.clone(), found };
-        let file = io::open_file(&path)?.ok_or_else(|| corrupt("it is missing".into()))?;
-        let found = file.metadata().map_err(|e| corrupt(e.to_string()))?.len();
-        if found != size {
-            return Err(corrupt(sizes_differ(found, size)));
+        let file = match &self.window {
+            Some(window) => window.open_blob(digest)?,
+            None => io::open_file(&path)?,
+        };
+        let file = file.ok_or_else(|| corrupt("it is missing".into()))?;
+        let found = file.metadata().map_err(|e| corrupt(e.to_string()))?;
+        if !self.vouches_for(digest, &found) {
+            return Err(Error::Unproven { path });
+        }
+        if found.len() != size {
+            return Err(corrupt(sizes_differ(found.len(), size)));
         }
         Ok(file)
     }
@@ -70,21 +81,25 @@ impl Volume {
     pub fn remove_blob(&self, digest: Digest) -> Result<u64, Error> {
         let path = self.layout.blob(digest);
         let Some(found) = look_at(&path)? else { return Ok(0) };
-        let last = std::os::unix::fs::MetadataExt::nlink(&found) == 1;
+        let last = found.nlink() == 1;
         let removed = self.disk.unlink(&path)?;
+        self.stamps.forget(found.ino());
         Ok(if removed && last { allocated_bytes(&found) } else { 0 })
     }
 
-    /// Moves a blob that is not what its name says to `quarantine/`, so that it is never served again. Durable on
-    /// return. Snapshots that link it are the caller's to remove.
-    pub fn quarantine(&self, digest: Digest) -> Result<(), Error> {
+    /// Moves a blob whose bytes, those of this inode, are not what its name says to `quarantine/`, so that it is never served
+    /// again. Durable on return. Snapshots that link it are the caller's to remove. `false`: this inode is not the blob any
+    /// more.
+    pub fn quarantine(&self, digest: Digest, inode: u64) -> Result<bool, Error> {
         let path = self.layout.blob(digest);
-        if look_at(&path)?.is_none() {
-            return Ok(());
+        if look_at(&path)?.is_none_or(|found| found.ino() != inode) {
+            return Ok(false);
         }
         self.disk.rename(&path, &self.layout.quarantine().join(digest.to_hex()))?;
+        self.stamps.forget(inode);
         self.disk.sync_dir(&self.layout.quarantine())?;
-        self.sync_parent(&path)
+        self.sync_parent(&path)?;
+        Ok(true)
     }
 }
 
@@ -131,8 +146,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open(dir.path()).unwrap();
         let blob = stored(&volume, b"bytes");
-        volume.quarantine(blob.digest).unwrap();
-        volume.quarantine(blob.digest).unwrap();
+        let inode = fs::metadata(volume.blob_path(blob.digest)).unwrap().ino();
+        assert!(!volume.quarantine(blob.digest, inode + 1).unwrap(), "another inode is another's business");
+        assert!(volume.quarantine(blob.digest, inode).unwrap());
+        assert!(!volume.quarantine(blob.digest, inode).unwrap());
         assert_eq!(volume.blob_size(blob.digest).unwrap(), None);
         assert!(dir.path().join("quarantine").join(blob.digest.to_hex()).exists());
     }

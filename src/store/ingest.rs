@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::io::{self, Disk, LockedFile, allocated_bytes, look_at};
 use super::layout::Layout;
+use super::stamp::{Stamps, stamp_of};
 use super::{Blob, Error, Volume};
 use crate::model::{Checksum, Claim, Digest, Digester, Verified};
 
@@ -62,6 +63,7 @@ pub enum Begun {
 pub struct Ingest {
     disk: Arc<Disk>,
     layout: Layout,
+    stamps: Arc<Stamps>,
     key: IngestKey,
     part_path: PathBuf,
     /// Locked: one writer at a time.
@@ -269,6 +271,7 @@ impl Volume {
         let ingest = Ingest {
             disk: self.disk.clone(),
             layout: self.layout.clone(),
+            stamps: self.stamps.clone(),
             key: key.clone(),
             part_path,
             part,
@@ -436,13 +439,17 @@ impl Ingest {
         self.disk.sync_data(&self.part, &self.part_path)?;
         self.disk.set_mode(&self.part, &self.part_path, 0o444)?;
         self.note(&format!("done {}\n", digest.to_hex()))?;
-        let there = look_at(&path)?.is_some_and(|found| found.is_file() && found.len() == blob.size);
+        // One that is not known to be right is replaced by the one that is.
+        let there = look_at(&path)?.is_some_and(|found| self.stamps.fits(digest, &found));
         if there {
             self.disk.unlink(&self.part_path)?;
         } else {
             self.disk.rename(&self.part_path, &path)?;
         }
         self.disk.sync_dir(&self.layout.blob_dir(digest))?;
+        if !there && let Some(found) = look_at(&path)? {
+            self.stamps.put(digest, stamp_of(&found));
+        }
         if self.key.claim.is_none() {
             self.disk.unlink(&self.log_path)?;
         }

@@ -34,11 +34,13 @@ fn guarded() -> OpenOptions {
     options
 }
 
-fn failed(verb: &'static str, path: &Path, error: io::Error) -> Error {
+pub(super) fn failed(verb: &'static str, path: &Path, error: io::Error) -> Error {
     let path = path.to_owned();
     let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
     if full.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) {
         Error::Full { verb, path, source: error }
+    } else if error.kind() == io::ErrorKind::WouldBlock {
+        Error::Leased { verb, path }
     } else if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
         Error::Corrupt { verb, noun: "file", path, found: "it is a symbolic link".into() }
     } else {
@@ -120,6 +122,17 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Everything in a directory, whatever its name, and whether it is a directory.
+pub(super) fn entries_in(dir: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|e| failed("list", dir, e))? {
+        let entry = entry.map_err(|e| failed("list", dir, e))?;
+        let is_dir = entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?.is_dir();
+        found.push((entry.path(), is_dir));
+    }
+    Ok(found)
 }
 
 /// Bytes the file system would still give an ordinary user.
@@ -314,6 +327,16 @@ impl Disk {
         fs::rename(from, to).map_err(|e| failed("rename to", to, e))
     }
 
+    /// Makes an empty file share the bytes of another, where the file system can; `false` where it cannot.
+    pub(super) fn clone_bytes(&self, from: &File, to: &File, path: &Path) -> Result<bool, Error> {
+        self.takes_writes()?;
+        match rustix::fs::ioctl_ficlone(to, from) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL | Errno::XDEV) => Ok(false),
+            Err(e) => Err(failed("write", path, e.into())),
+        }
+    }
+
     /// Gives a file a second name. `false` when the file has as many as the file system allows.
     pub(super) fn link(&self, from: &Path, to: &Path) -> Result<bool, Error> {
         self.takes_writes()?;
@@ -344,8 +367,13 @@ impl Disk {
         }
     }
 
-    /// Removes a directory and all below it, read-only directories too. Links are removed, never followed.
-    pub(super) fn remove_tree(&self, top: &Path) -> Result<(), Error> {
+    /// Removes a directory and all below it, read-only directories too; `unlink` removes the files. Links are removed, never
+    /// followed.
+    pub(super) fn remove_tree(
+        &self,
+        top: &Path,
+        mut unlink: impl FnMut(&Path) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         if look_at(top)?.is_none() {
             return Ok(());
         }
@@ -353,12 +381,11 @@ impl Disk {
         let mut ahead = vec![top.to_owned()];
         while let Some(dir) = ahead.pop() {
             self.set_dir_mode(&dir, 0o700)?;
-            for entry in fs::read_dir(&dir).map_err(|e| failed("list", &dir, e))? {
-                let entry = entry.map_err(|e| failed("list", &dir, e))?;
-                if entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?.is_dir() {
-                    ahead.push(entry.path());
+            for (path, is_dir) in entries_in(&dir)? {
+                if is_dir {
+                    ahead.push(path);
                 } else {
-                    self.unlink(&entry.path())?;
+                    unlink(&path)?;
                 }
             }
             dirs.push(dir);
@@ -468,7 +495,7 @@ mod tests {
         for locked in ["a/b", "a", ""] {
             fs::set_permissions(top.join(locked), Permissions::from_mode(0o555)).unwrap();
         }
-        disk.remove_tree(&top).unwrap();
+        disk.remove_tree(&top, |path| disk.unlink(path)).unwrap();
         assert!(look_at(&top).unwrap().is_none());
         assert!(outside.join("precious").exists());
     }

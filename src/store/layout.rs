@@ -90,7 +90,7 @@ impl Layout {
     }
 
     pub(super) fn blob(&self, digest: Digest) -> PathBuf {
-        self.blob_dir(digest).join(digest.to_hex())
+        self.blobs().join(blob_name(digest))
     }
 
     pub(super) fn ingests(&self) -> PathBuf {
@@ -165,6 +165,12 @@ impl Layout {
     pub(super) fn may_be_in_a_new_root(name: &str) -> bool {
         matches!(name, "lock" | "FORMAT.tmp" | "lost+found")
     }
+}
+
+/// `ab/abcd…`: where a blob is in `blobs/`.
+pub(super) fn blob_name(digest: Digest) -> String {
+    let hex = digest.to_hex();
+    format!("{}/{hex}", &hex[..2])
 }
 
 /// The directory of `public/` that holds the Hugging Face layout.

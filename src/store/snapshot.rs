@@ -3,79 +3,115 @@
 //! A snapshot is built in `ingests/` and gets its name when it is whole; it loses its name before it is taken apart. So
 //! who looks at `public/` never sees half of one.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::io::{self, look_at};
 use super::layout::{Scratch, hub_repo};
+use super::stamp::{BLOB_MODE, Touch, hash_of, stamp_of};
 use super::{Error, Volume, sizes_differ};
-use crate::model::{Digest, Digester, Manifest, ManifestFile, RelPath, Verified};
+use crate::model::{Digest, Manifest, ManifestFile, RelPath};
 
 const DIR_MODE: u32 = 0o555;
 /// While it is built or taken apart: an ordinary user cannot change, nor rename, a directory that is read-only.
 const DIR_MODE_OPEN: u32 = 0o755;
 
 impl Volume {
-    /// Lays a manifest out as a read-only directory below `public/`. Durable on return; the blobs must be here.
+    /// Lays a manifest out as a read-only directory below `public/`. Durable on return; the blobs must be here, and known to
+    /// be right ([`Error::Unproven`] otherwise).
     ///
     /// One that is there already is kept if it is exactly this, and replaced otherwise.
     pub fn publish(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<PathBuf, Error> {
         let target = self.public().join(snapshot.as_path());
-        if self.is_laid_out(&target, manifest)? {
-            self.disk.set_dir_mode(&target, DIR_MODE)?;
+        if self.holds_exactly(snapshot, manifest)? {
+            self.restore_modes(snapshot, manifest)?;
             self.sync_parent(&target)?;
             return Ok(target);
         }
         let build = self.layout.scratch(Scratch::Snapshot);
-        let placed = self.build(&build, manifest).and_then(|()| self.place(&build, snapshot));
+        let mut touch = Touch::of(&self.stamps);
+        let placed = self.build(&build, manifest, &mut touch).and_then(|()| self.place(&build, snapshot));
         if placed.is_err() {
             // The first error is the one to report; start-up sweeps what stays behind.
-            let _ = self.disk.remove_tree(&build);
+            let _ = self.destroy(&build);
         }
         placed?;
         Ok(target)
     }
 
-    /// Whether the directory holds the manifest's files, as links to the blobs, and nothing else.
-    fn is_laid_out(&self, target: &Path, manifest: &Manifest) -> Result<bool, Error> {
-        if !look_at(target)?.is_some_and(|found| found.is_dir()) {
+    /// Whether a reader who enters the directory finds the manifest's files and nothing else, each known to be right, in
+    /// directories he cannot write to. A look at each name, not at the bytes.
+    pub fn is_laid_out(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<bool, Error> {
+        if !self.holds_exactly(snapshot, manifest)? {
             return Ok(false);
         }
-        let mut names = 0;
-        let mut ahead = vec![target.to_owned()];
-        while let Some(dir) = ahead.pop() {
-            for name in io::names_in(&dir)? {
-                let path = dir.join(name);
-                match look_at(&path)? {
-                    Some(found) if found.is_dir() => ahead.push(path),
-                    _ => names += 1,
-                }
-            }
-        }
-        if names != manifest.files().len() {
-            return Ok(false);
-        }
-        for file in manifest.files() {
-            let (link, blob) = (look_at(&target.join(file.path.as_path()))?, look_at(&self.blob_path(file.digest))?);
-            let (Some(link), Some(blob)) = (link, blob) else { return Ok(false) };
-            if (link.dev(), link.ino()) != (blob.dev(), blob.ino()) || blob.len() != file.size {
+        for (dir, mode) in self.modes_of(snapshot, manifest) {
+            if mode_of(&dir)? != Some(mode) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Links every file, then makes every directory durable and read-only, but for the top one, which is still renamed.
-    fn build(&self, build: &Path, manifest: &Manifest) -> Result<(), Error> {
-        self.disk.make_dir(build, DIR_MODE_OPEN)?;
-        let mut dirs = std::collections::BTreeSet::new();
-        for file in manifest.files() {
-            for parent in file.path.parents() {
-                if dirs.insert(parent.to_owned()) {
-                    self.disk.make_dir(&build.join(parent), DIR_MODE_OPEN)?;
+    fn holds_exactly(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<bool, Error> {
+        let (public, target) = (self.public(), self.public().join(snapshot.as_path()));
+        // A link in the place of a directory above would lead to the right files, but not in another mount.
+        for dir in snapshot.parents().map(|parent| public.join(parent)).chain([target.clone()]) {
+            if !look_at(&dir)?.is_some_and(|found| found.is_dir()) {
+                return Ok(false);
+            }
+        }
+        let (mut files, mut dirs, mut ahead) = (0, 0, vec![target.clone()]);
+        while let Some(dir) = ahead.pop() {
+            for (path, is_dir) in io::entries_in(&dir)? {
+                if is_dir {
+                    ahead.push(path);
+                    dirs += 1;
+                } else {
+                    files += 1;
                 }
             }
-            self.lay_out_file(file, &build.join(file.path.as_path()))?;
+        }
+        if (files, dirs) != (manifest.files().len(), dirs_of(manifest).len()) {
+            return Ok(false);
+        }
+        for file in manifest.files() {
+            let Some(found) = look_at(&target.join(file.path.as_path()))? else { return Ok(false) };
+            if found.len() != file.size || !self.vouches_for(file.digest, &found) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the mode of each directory must be, from `public/` to the innermost.
+    fn modes_of(&self, snapshot: &RelPath, manifest: &Manifest) -> Vec<(PathBuf, u32)> {
+        let (public, target) = (self.public(), self.public().join(snapshot.as_path()));
+        let above = snapshot.parents().map(|parent| (public.join(parent), DIR_MODE_OPEN));
+        let below = dirs_of(manifest).into_iter().map(|dir| (target.join(dir), DIR_MODE));
+        let above: Vec<_> = [(public.clone(), DIR_MODE_OPEN)].into_iter().chain(above).collect();
+        above.into_iter().chain([(target.clone(), DIR_MODE)]).chain(below).collect()
+    }
+
+    fn restore_modes(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<(), Error> {
+        for (dir, mode) in self.modes_of(snapshot, manifest) {
+            if mode_of(&dir)? != Some(mode) {
+                self.disk.set_dir_mode(&dir, mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Links every file, then makes every directory durable and read-only, but for the top one, which is still renamed.
+    fn build(&self, build: &Path, manifest: &Manifest, touch: &mut Touch<'_>) -> Result<(), Error> {
+        self.disk.make_dir(build, DIR_MODE_OPEN)?;
+        let dirs = dirs_of(manifest);
+        for dir in &dirs {
+            self.disk.make_dir(&build.join(dir), DIR_MODE_OPEN)?;
+        }
+        for file in manifest.files() {
+            self.lay_out_file(file, &build.join(file.path.as_path()), touch)?;
         }
         for dir in dirs.iter().map(|dir| build.join(dir)) {
             self.disk.set_dir_mode(&dir, DIR_MODE)?;
@@ -84,7 +120,7 @@ impl Volume {
         self.disk.sync_dir(build)
     }
 
-    fn lay_out_file(&self, file: &ManifestFile, at: &Path) -> Result<(), Error> {
+    fn lay_out_file(&self, file: &ManifestFile, at: &Path, touch: &mut Touch<'_>) -> Result<(), Error> {
         let blob = self.blob_path(file.digest);
         let corrupt = |found: String| Error::Corrupt { verb: "link", noun: "blob", path: blob.clone(), found };
         match self.blob_size(file.digest)? {
@@ -92,40 +128,55 @@ impl Volume {
             Some(size) if size != file.size => return Err(corrupt(sizes_differ(size, file.size))),
             Some(_) => {}
         }
-        if !self.disk.link(&blob, at)? {
-            self.copy_blob(file.digest, file.size, at)?;
+        if !self.is_proven(file.digest)? {
+            return Err(Error::Unproven { path: blob });
         }
-        Ok(())
+        if !touch.around(&blob, || self.disk.link(&blob, at))? {
+            return self.copy_blob(file.digest, file.size, at);
+        }
+        // Somebody could write it, or it became another inode: then this link is not known to be right.
+        match look_at(at)? {
+            Some(found) if self.vouches_for(file.digest, &found) => Ok(()),
+            _ => Err(Error::Unproven { path: blob }),
+        }
     }
 
-    /// For a blob that has as many links as the file system allows (65,000 on ext4). Verified and durable on return.
-    fn copy_blob(&self, digest: Digest, size: u64, at: &Path) -> Result<(), Error> {
+    /// For a blob that has as many links as the file system allows (65,000 on ext4), or whose inode others could write.
+    /// Verified, durable and stamped on return.
+    pub(super) fn copy_blob(&self, digest: Digest, size: u64, at: &Path) -> Result<(), Error> {
         let path = self.blob_path(digest);
         let corrupt = |found: String| Error::Corrupt { verb: "copy", noun: "blob", path: path.clone(), found };
         let from = io::open_file(&path)?.ok_or_else(|| corrupt("it is missing".into()))?;
         let to = self.disk.create_new(at)?;
-        let mut digester = Digester::new(None, size);
-        let mut buffer = vec![0; 1 << 20];
-        let mut copied = 0;
-        loop {
-            let got = io::read_up_to(&from, &path, &mut buffer)?;
-            if got == 0 {
-                break;
+        if !self.disk.clone_bytes(&from, &to, at)? {
+            let mut buffer = vec![0; 1 << 20];
+            let mut copied = 0;
+            loop {
+                let got = io::read_up_to(&from, &path, &mut buffer)?;
+                if got == 0 {
+                    break;
+                }
+                self.disk.write_at(&to, at, &buffer[..got], copied)?;
+                copied += got as u64;
             }
-            digester.update(&buffer[..got]);
-            self.disk.write_at(&to, at, &buffer[..got], copied)?;
-            copied += got as u64;
         }
-        if digester.finish() != Verified::As(digest) {
+        // Somebody may write the blob meanwhile, so what is hashed is the copy.
+        let copy = io::open_file(at)?.ok_or_else(|| corrupt("its copy is gone".into()))?;
+        if hash_of(&copy, at, size)? != digest {
             return Err(corrupt("its bytes are not what its name says".into()));
         }
         self.disk.sync_data(&to, at)?;
-        self.disk.set_mode(&to, at, 0o444)
+        self.disk.set_mode(&to, at, BLOB_MODE)?;
+        if let Some(found) = look_at(at)? {
+            self.stamps.put(digest, stamp_of(&found));
+        }
+        Ok(())
     }
 
     /// Gives what was built its name, and what had the name away.
     fn place(&self, build: &Path, snapshot: &RelPath) -> Result<(), Error> {
         let _shape = self.shape();
+        self.clear_way(snapshot)?;
         let target = self.make_public_parents(snapshot)?;
         let trash = match look_at(&target)? {
             Some(found) => Some(self.take_away(&target, found.is_dir())?),
@@ -136,6 +187,21 @@ impl Volume {
         self.disk.sync_dir(&target)?;
         self.sync_parent(&target)?;
         trash.map_or(Ok(()), |trash| self.destroy(&trash))
+    }
+
+    /// Takes away what is no directory where one above a snapshot must be: nothing of ours is.
+    fn clear_way(&self, snapshot: &RelPath) -> Result<(), Error> {
+        for parent in snapshot.parents().map(|parent| self.public().join(parent)) {
+            match look_at(&parent)? {
+                Some(found) if found.is_dir() => {}
+                Some(_) => {
+                    let trash = self.take_away(&parent, false)?;
+                    self.destroy(&trash)?;
+                }
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     /// Makes the directories above `path`, durably, and returns where it is. Those that are there are made durable too:
@@ -161,10 +227,12 @@ impl Volume {
 
     /// Removes a thing of `ingests/` that has lost its name, or never had one.
     pub(super) fn destroy(&self, trash: &Path) -> Result<(), Error> {
+        let mut touch = Touch::of(&self.stamps);
+        let mut unlink = |path: &Path| touch.around(path, || self.disk.unlink(path));
         if look_at(trash)?.is_some_and(|found| found.is_dir()) {
-            self.disk.remove_tree(trash)
+            self.disk.remove_tree(trash, unlink)
         } else {
-            self.disk.unlink(trash).map(drop)
+            unlink(trash).map(drop)
         }
     }
 
@@ -274,6 +342,16 @@ impl Volume {
     }
 }
 
+/// The directories below the snapshot's own, outermost first.
+fn dirs_of(manifest: &Manifest) -> BTreeSet<String> {
+    manifest.files().iter().flat_map(|file| file.path.parents()).map(|dir| dir.to_owned()).collect()
+}
+
+/// `None` when it is not there, or not a directory of ours.
+fn mode_of(dir: &Path) -> Result<Option<u32>, Error> {
+    Ok(look_at(dir)?.filter(|found| found.is_dir()).map(|found| found.mode() & 0o7777))
+}
+
 fn hub_ref(repo: &str, revision: &str) -> Result<RelPath, Error> {
     // The repository is one component, so its slash must not make it two; the revision may have some.
     RelPath::new(revision)
@@ -287,7 +365,9 @@ mod tests {
     use crate::fault::{Code, Diagnose};
     use crate::store::ingest::tests::stored;
     use crate::store::record::tests::manifest;
+    use crate::store::Proof;
     use std::fs;
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::PermissionsExt;
 
     fn mode_of(path: &Path) -> u32 {
@@ -360,8 +440,15 @@ mod tests {
         volume.publish(&path, &manifest).unwrap();
         assert_eq!((inode(), mode_of(&target)), (before, 0o555));
 
-        let spoil: [fn(&Path); 4] = [
+        let spoil: [fn(&Path); 7] = [
             |dir| fs::write(dir.join("extra"), "x").unwrap(),
+            |dir| fs::write(dir.join(std::ffi::OsStr::from_bytes(b"\xff")), "x").unwrap(),
+            |dir| fs::create_dir(dir.join("extra")).unwrap(),
+            |dir| {
+                let (s3, aside) = (dir.parent().unwrap().parent().unwrap(), dir.ancestors().nth(3).unwrap().join("z"));
+                fs::rename(s3, &aside).unwrap();
+                std::os::unix::fs::symlink(&aside, s3).unwrap();
+            },
             |dir| fs::remove_file(dir.join("a")).unwrap(),
             |dir| {
                 fs::remove_file(dir.join("a")).unwrap();
@@ -375,9 +462,16 @@ mod tests {
         for spoil in spoil {
             let before = inode();
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+            assert!(volume.is_laid_out(&path, &manifest).is_ok_and(|is| !is), "the mode of the directory is not ours");
             spoil(&target);
+            assert!(!volume.is_laid_out(&path, &manifest).unwrap());
+            // Unlinking and linking touch an inode as a write does.
+            for file in manifest.files() {
+                assert_eq!(volume.prove(file.digest, file.size).unwrap(), Proof::Right);
+            }
             volume.publish(&path, &manifest).unwrap();
             assert_ne!(inode(), before);
+            assert!(volume.is_laid_out(&path, &manifest).unwrap());
             assert_eq!(io::names_in(&target).unwrap(), ["a", "d"]);
             assert_eq!(fs::read(target.join("a")).unwrap(), b"one");
             assert_eq!(scratch_names(dir.path()), Vec::<String>::new());
@@ -427,7 +521,11 @@ mod tests {
             return;
         }
         let manifest = manifest(&[("a", b"one"), ("b", b"one")]);
-        let target = volume.publish(&rel("s3/bucket/@v1"), &manifest).unwrap();
+        let path = rel("s3/bucket/@v1");
+        assert!(matches!(volume.publish(&path, &manifest), Err(Error::Unproven { .. })));
+        assert_eq!(volume.prove(Digest::of(b"one"), 3).unwrap(), Proof::Right);
+        let target = volume.publish(&path, &manifest).unwrap();
+        assert!(volume.is_laid_out(&path, &manifest).unwrap(), "a copy is known to be right too");
         for name in ["a", "b"] {
             let copy = fs::metadata(target.join(name)).unwrap();
             assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
@@ -483,11 +581,9 @@ mod tests {
         let volume = volume_with(dir.path(), &[b"one"]);
         let outside = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(outside.path(), volume.public().join("s3")).unwrap();
-        let path = rel("s3/@v1");
-        assert!(volume.publish(&path, &manifest(&[("a", b"one")])).is_err());
-        assert!(volume.remove_snapshot(&rel("s3")).is_ok());
-        assert!(outside.path().exists());
+        let (path, manifest) = (rel("s3/@v1"), manifest(&[("a", b"one")]));
+        let target = volume.publish(&path, &manifest).unwrap();
+        assert!(fs::symlink_metadata(target.parent().unwrap()).unwrap().is_dir(), "it is taken out of the way");
         assert_eq!(io::names_in(outside.path()).unwrap(), Vec::<String>::new());
-        volume.publish(&path, &manifest(&[("a", b"one")])).unwrap();
     }
 }

@@ -47,6 +47,12 @@ pub const METRICS: &[Described] = &[
         &[],
         "Times the index could not be opened and was rebuilt from the records",
     ),
+    described(
+        "larder_proofs_total",
+        &["outcome"],
+        "Blobs hashed again because something touched them: right, renewed (right, but writable by others) or wrong",
+    ),
+    described("larder_snapshots_mended_total", &[], "Directories of models that were not as larder left them"),
     described("larder_swept_bytes_total", &[], "Bytes of nameless files that were cleared away"),
     described("larder_http_requests_total", &["route", "status"], "Answers of the HTTP API"),
     described("larder_http_request_duration_seconds", &["route"], "From a request to the head of its answer"),
@@ -142,6 +148,31 @@ impl EncodeLabelValue for PullOutcome {
     }
 }
 
+/// What hashing a blob again found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProofOutcome {
+    /// Its bytes are right.
+    Right,
+    /// Its bytes are right, but others could write it: another inode took its place.
+    Renewed,
+    /// Its bytes are wrong: it is in quarantine.
+    Wrong,
+}
+
+impl ProofOutcome {
+    /// Every outcome.
+    pub const ALL: [ProofOutcome; 3] = [ProofOutcome::Right, ProofOutcome::Renewed, ProofOutcome::Wrong];
+
+    /// Label value.
+    pub fn text(self) -> &'static str {
+        match self {
+            ProofOutcome::Right => "right",
+            ProofOutcome::Renewed => "renewed",
+            ProofOutcome::Wrong => "wrong",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: PullOutcome,
@@ -164,7 +195,7 @@ struct ModelLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OpenLabel {
+struct TextLabel {
     outcome: &'static str,
 }
 
@@ -249,10 +280,12 @@ pub struct Metrics {
     origin_bytes: Counter,
     avoided_bytes: Counter,
     source_retries: Family<CodeLabel, Counter>,
-    opens: Family<OpenLabel, Counter>,
+    opens: Family<TextLabel, Counter>,
     warms: Family<WarmLabel, Counter>,
     warm_read_bytes: Counter,
     index_rebuilds: Counter,
+    proofs: Family<TextLabel, Counter>,
+    snapshots_mended: Counter,
     swept_bytes: Counter,
     http_requests: Family<RouteStatusLabel, Counter>,
     http_seconds: Histograms<RouteLabel>,
@@ -298,6 +331,8 @@ impl Metrics {
             warms: Family::default(),
             warm_read_bytes: Counter::default(),
             index_rebuilds: Counter::default(),
+            proofs: Family::default(),
+            snapshots_mended: Counter::default(),
             swept_bytes: Counter::default(),
             http_requests: Family::default(),
             http_seconds: Family::new_with_constructor(http_seconds),
@@ -309,7 +344,10 @@ impl Metrics {
             drop(metrics.warms.get_or_create(&WarmLabel { outcome }));
         }
         for outcome in ["hit", "miss"] {
-            drop(metrics.opens.get_or_create(&OpenLabel { outcome }));
+            drop(metrics.opens.get_or_create(&TextLabel { outcome }));
+        }
+        for outcome in ProofOutcome::ALL {
+            drop(metrics.proofs.get_or_create(&TextLabel { outcome: outcome.text() }));
         }
         let to = &mut metrics.registry;
         register(to, "larder_build_info", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
@@ -323,6 +361,8 @@ impl Metrics {
         register(to, "larder_warms_total", metrics.warms.clone());
         register(to, "larder_warm_read_bytes_total", metrics.warm_read_bytes.clone());
         register(to, "larder_index_rebuilds_total", metrics.index_rebuilds.clone());
+        register(to, "larder_proofs_total", metrics.proofs.clone());
+        register(to, "larder_snapshots_mended_total", metrics.snapshots_mended.clone());
         register(to, "larder_swept_bytes_total", metrics.swept_bytes.clone());
         register(to, "larder_http_requests_total", metrics.http_requests.clone());
         register(to, "larder_http_request_duration_seconds", metrics.http_seconds.clone());
@@ -357,7 +397,7 @@ impl Metrics {
 
     /// Somebody asked for a model's directory; `hit`: it was there.
     pub fn opened(&self, hit: bool) {
-        self.opens.get_or_create(&OpenLabel { outcome: if hit { "hit" } else { "miss" } }).inc();
+        self.opens.get_or_create(&TextLabel { outcome: if hit { "hit" } else { "miss" } }).inc();
     }
 
     /// A warm-up ended, having read so many bytes.
@@ -369,6 +409,16 @@ impl Metrics {
     /// The index was rebuilt.
     pub fn index_rebuilt(&self) {
         self.index_rebuilds.inc();
+    }
+
+    /// A blob was hashed again.
+    pub fn proved(&self, outcome: ProofOutcome) {
+        self.proofs.get_or_create(&TextLabel { outcome: outcome.text() }).inc();
+    }
+
+    /// A directory was laid out again, because it was not as it was left.
+    pub fn snapshot_mended(&self) {
+        self.snapshots_mended.inc();
     }
 
     /// Nameless files were cleared away.
@@ -452,6 +502,8 @@ mod tests {
         metrics.opened(true);
         metrics.warm_ended(WarmOutcome::Stopped, 40);
         metrics.index_rebuilt();
+        metrics.proved(ProofOutcome::Wrong);
+        metrics.snapshot_mended();
         metrics.swept(30);
         metrics.http_answered("/v1/models", 200, Duration::from_millis(2));
         let model = ResidentModel { model: "0123456789abcdef".into(), reference: "hf://o/\"n".into(), bytes: 60 };
@@ -496,6 +548,9 @@ mod tests {
             "larder_pull_failures_total{fault=\"full\",code=\"volume-full\"} 1",
             "larder_pull_duration_seconds_bucket{le=\"2.0\",outcome=\"ready\"} 0",
             "larder_pull_duration_seconds_bucket{le=\"5.0\",outcome=\"ready\"} 1",
+            "larder_proofs_total{outcome=\"wrong\"} 1",
+            "larder_proofs_total{outcome=\"right\"} 0",
+            "larder_snapshots_mended_total 1",
             "larder_origin_bytes_total 10",
             "larder_avoided_bytes_total 20",
             "larder_source_retries_total{code=\"rate-limited\"} 1",
