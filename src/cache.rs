@@ -3,11 +3,13 @@
 //! Every door (HTTP, the command line) is a translation to the methods of [`Cache`]. Methods that are not `async` and
 //! touch the disk say so: a door calls them on a blocking thread.
 
+mod details;
 mod lease;
 mod ledger;
 mod models;
 mod open;
 mod pin;
+mod proof;
 mod pull;
 mod recover;
 mod transfer;
@@ -32,6 +34,7 @@ pub use lease::{Lease, NobodyKnows, PodDirectory};
 use ledger::{Ledger, Room};
 pub use open::OpenModel;
 use open::SharedFiles;
+use proof::Proofs;
 pub use pull::PullHandle;
 use pull::Pulls;
 use transfer::Budget;
@@ -75,6 +78,7 @@ struct Inner {
     pulls: Mutex<Pulls>,
     files: SharedFiles,
     warms: Warms,
+    proofs: Proofs,
     budget: Arc<Budget>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
     naming: Mutex<()>,
@@ -239,6 +243,25 @@ pub enum Error {
         /// How long it will take, if that can be told.
         eta: Option<Duration>,
     },
+    /// Its bytes were found wrong; it is pulled again.
+    #[error("cannot open `{what}`: the bytes of `{file}` on this disk were wrong; it is being pulled again, {percent} % is here{}",
+        eta.map(|eta| format!(", {} to go", humantime::format_duration(eta))).unwrap_or_default())]
+    Spoilt {
+        /// What was asked for.
+        what: String,
+        /// The file.
+        file: String,
+        /// How much of the model is here.
+        percent: u8,
+        /// How long it will take, if that can be told.
+        eta: Option<Duration>,
+    },
+    /// A limit of ours.
+    #[error("cannot open `{file}`: it was touched and must be hashed again, and many others are being hashed")]
+    BeingHashed {
+        /// The file.
+        file: String,
+    },
     /// No such pull.
     #[error("cannot find the pull `{id}`: it ended long ago, or never was")]
     PullNotFound {
@@ -297,7 +320,7 @@ impl Diagnose for Error {
             Error::NoRoom { .. } => Code::VolumeFull,
             Error::NotLocal { .. } | Error::VersionNotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
             Error::NoSuchFile { .. } => Code::FileNotFound,
-            Error::NotReady { .. } => Code::NotReady,
+            Error::NotReady { .. } | Error::Spoilt { .. } | Error::BeingHashed { .. } => Code::NotReady,
             Error::InUse { .. } | Error::HoldersUnknown { .. } | Error::LeaseOfConnection { .. } => Code::ModelInUse,
             Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
             Error::LeaseNotFound { .. } => Code::LeaseNotFound,
@@ -336,6 +359,12 @@ impl Diagnose for Error {
             Error::NoSuchFile { .. } => "take a name of the model's files (`GET /v1/models/{name}`)".into(),
             Error::NothingToRemove { .. } => "see what is local with `larder list`".into(),
             Error::NotReady { .. } => "wait for it with `--wait`".into(),
+            Error::Spoilt { .. } => {
+                "wait for it with `--wait`; who changed the bytes? Pods must mount the volume with `readOnly: true` \
+                 (docs/security.md)"
+                    .into()
+            }
+            Error::BeingHashed { .. } => "ask again in a second".into(),
             Error::InUse { .. } => {
                 "end what uses it; or `larder release` the lease, `larder unpin` the reference (`larder leases`, `larder pins`)"
                     .into()
@@ -367,7 +396,8 @@ impl Diagnose for Error {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Error::Source(e) => e.retry_after(),
-            Error::NotReady { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
+            Error::BeingHashed { .. } => Some(Duration::from_secs(1)),
+            Error::NotReady { eta, .. } | Error::Spoilt { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
             Error::InUse { .. } | Error::TooManyLeases { .. } => Some(Duration::from_secs(60)),
             Error::TooManyPulls { .. }
             | Error::TooManyWarms { .. }
@@ -414,12 +444,13 @@ impl Cache {
         }
     }
 
-    /// Writes what is only in memory (when models were last opened). Blocking.
+    /// Writes what is only in memory (when models were last opened, and what is known of blobs). Blocking.
     pub fn flush(&self) {
+        self.save_stamps();
         if let Some(hands) = &self.0.hands
             && let Err(error) = hands.index.flush()
         {
-            tracing::warn!(%error, "the index could not be flushed; only recency is at stake");
+            tracing::warn!(%error, "the index could not be flushed; recency may be lost, and blobs hashed again");
         }
     }
 
@@ -436,7 +467,7 @@ impl Cache {
         }
         let cache = self.clone();
         if tokio::task::spawn_blocking(move || cache.flush()).await.is_err() {
-            tracing::warn!("the index could not be flushed; only recency is at stake");
+            tracing::warn!("the index could not be flushed; recency may be lost, and blobs hashed again");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::lease::Held;
-use crate::model::{Bytes, Digest, Holder, Location, Manifest, ModelId, ModelRef, Record, RelPath};
+use crate::model::{Bytes, Digest, Holder, Location, Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
 use crate::store::{Blob, PinnedBy};
 use crate::telemetry::metrics::LeaseCounts;
 
@@ -15,6 +15,8 @@ pub(super) struct Ledger(Arc<Mutex<Facts>>);
 #[derive(Default)]
 struct Facts {
     models: BTreeMap<ModelId, Arc<Record>>,
+    /// Models that have their name and lack bytes, and which file lacks them.
+    broken: BTreeMap<ModelId, RelPath>,
     /// By reference text: its version with the highest sequence.
     current: HashMap<String, ModelId>,
     /// By id. Each is on a model that is in these books.
@@ -35,6 +37,8 @@ struct Facts {
 
 struct BlobUse {
     size: u64,
+    /// Not so after its bytes were found wrong, until they have come again.
+    is_here: bool,
     /// Models that list it, and pulls that hold it.
     users: u32,
 }
@@ -117,12 +121,13 @@ impl Ledger {
     /// Start-up: a blob that is on disk, named or not.
     pub(super) fn found_blob(&self, blob: Blob) {
         let mut facts = self.facts();
-        if facts.blobs.insert(blob.digest, BlobUse { size: blob.size, users: 0 }).is_none() {
+        if facts.blobs.insert(blob.digest, BlobUse { size: blob.size, is_here: true, users: 0 }).is_none() {
             facts.blob_bytes += blob.size;
         }
     }
 
-    /// A model has its name: it counts from now on. Replaces what the same id said before.
+    /// A model has its name: it counts from now on. Replaces what the same id said before. It is broken if a blob of it is
+    /// not here.
     pub(super) fn name(&self, record: Record, manifest: &Manifest) {
         let mut facts = self.facts();
         let id = record.id();
@@ -132,9 +137,15 @@ impl Ledger {
         let replaced = facts.models.insert(id, Arc::new(record.clone()));
         if replaced.is_none_or(|replaced| replaced.manifest != record.manifest) {
             for file in manifest.files() {
-                facts.blobs.entry(file.digest).or_insert(BlobUse { size: file.size, users: 0 }).users += 1;
+                let missing = BlobUse { size: file.size, is_here: false, users: 0 };
+                facts.blobs.entry(file.digest).or_insert(missing).users += 1;
             }
         }
+        let lacks = |file: &&ManifestFile| facts.blobs.get(&file.digest).is_none_or(|user| !user.is_here);
+        match manifest.files().iter().find(lacks).map(|file| file.path.clone()) {
+            Some(path) => facts.broken.insert(id, path),
+            None => facts.broken.remove(&id),
+        };
         let text = record.reference.to_string();
         let newest = facts.current.get(&text).and_then(|id| facts.models.get(id)).map_or(0, |r| r.sequence);
         if record.sequence >= newest {
@@ -147,6 +158,7 @@ impl Ledger {
         let mut facts = self.facts();
         facts.not_in_use(id)?;
         let Some(record) = facts.models.remove(&id) else { return Ok(()) };
+        facts.broken.remove(&id);
         for file in manifest.files() {
             if let Some(user) = facts.blobs.get_mut(&file.digest) {
                 user.users = user.users.saturating_sub(1);
@@ -275,6 +287,39 @@ impl Ledger {
         facts.models.values().map(|r| (r.clone(), is_current(r))).collect()
     }
 
+    /// The bytes of a blob are gone. Who uses it still does, and lacks them.
+    pub(super) fn lose(&self, digest: Digest) {
+        let mut facts = self.facts();
+        if let Some(user) = facts.blobs.get_mut(&digest).filter(|user| user.is_here) {
+            user.is_here = false;
+            let size = user.size;
+            facts.blob_bytes -= size;
+        }
+    }
+
+    /// A model lacks the bytes of this file: it is not opened, nor told of as local, until it is named again.
+    pub(super) fn lacks(&self, id: ModelId, file: &RelPath) {
+        let mut facts = self.facts();
+        if facts.models.contains_key(&id) {
+            facts.broken.insert(id, file.clone());
+        }
+    }
+
+    /// A model is laid out again, and lacks nothing.
+    pub(super) fn is_mended(&self, id: ModelId) {
+        self.facts().broken.remove(&id);
+    }
+
+    /// Whether the bytes of a blob are here.
+    pub(super) fn is_here(&self, digest: Digest) -> bool {
+        self.facts().blobs.get(&digest).is_some_and(|user| user.is_here)
+    }
+
+    /// The file whose bytes a model lacks.
+    pub(super) fn lacking(&self, id: ModelId) -> Option<RelPath> {
+        self.facts().broken.get(&id).cloned()
+    }
+
     /// Whether any model is laid out there.
     pub(super) fn uses_snapshot(&self, snapshot: &RelPath) -> bool {
         self.facts().models.values().any(|r| &r.snapshot == snapshot)
@@ -293,14 +338,15 @@ impl Ledger {
             Location::Hub { repo: its, revision: at, .. } => its == repo && at == revision,
             _ => false,
         };
-        let best = facts.models.values().filter(names).max_by_key(|r| (!r.reference.is_partial(), r.sequence));
+        let models = facts.models.values().filter(|r| !facts.broken.contains_key(&r.id()));
+        let best = models.filter(names).max_by_key(|r| (!r.reference.is_partial(), r.sequence));
         best.map(|r| r.snapshot.clone())
     }
 
     /// Holds a blob if it is here.
     pub(super) fn hold_if_here(&self, hold: &mut Hold, digest: Digest) -> bool {
         let mut facts = self.facts();
-        let Some(user) = facts.blobs.get_mut(&digest) else { return false };
+        let Some(user) = facts.blobs.get_mut(&digest).filter(|user| user.is_here) else { return false };
         user.users += 1;
         hold.digests.push(digest);
         true
@@ -334,7 +380,8 @@ impl Ledger {
         let mut facts = self.facts();
         match facts.blobs.get(&digest) {
             Some(user) if user.users == 0 => {
-                facts.blob_bytes -= user.size;
+                let size = if user.is_here { user.size } else { 0 };
+                facts.blob_bytes -= size;
                 facts.blobs.remove(&digest);
                 true
             }
@@ -371,7 +418,8 @@ impl Ledger {
     /// The sums.
     pub(super) fn totals(&self) -> Totals {
         let facts = self.facts();
-        Totals { models: facts.models.len() as u64, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
+        let models = (facts.models.len() - facts.broken.len()) as u64;
+        Totals { models, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
     }
 
     /// Leases by the kind of their holder.
@@ -430,9 +478,11 @@ impl Reservation {
         let given = blob.size.min(self.left_bytes);
         self.left_bytes -= given;
         facts.reserved_bytes -= given;
-        let known = facts.blobs.contains_key(&blob.digest);
-        facts.blobs.entry(blob.digest).or_insert(BlobUse { size: blob.size, users: 0 }).users += 1;
-        if !known {
+        let missing = BlobUse { size: blob.size, is_here: false, users: 0 };
+        let user = facts.blobs.entry(blob.digest).or_insert(missing);
+        let is_new = !user.is_here;
+        *user = BlobUse { size: if is_new { blob.size } else { user.size }, is_here: true, users: user.users + 1 };
+        if is_new {
             facts.blob_bytes += blob.size;
         }
         hold.digests.push(blob.digest);
@@ -538,6 +588,45 @@ mod tests {
         assert_eq!(ledger.unused_blobs(), [c.digest]);
         ledger.lacks_a_name();
         assert_eq!(ledger.unused_blobs(), []);
+    }
+
+    #[test]
+    fn a_blob_whose_bytes_are_lost_is_missed_until_they_come_again() {
+        let ledger = Ledger::default();
+        let a = blob("a", 5);
+        ledger.found_blob(a);
+        let path = RelPath::new("weights").unwrap();
+        let manifest = Manifest::new(vec![ManifestFile { path: path.clone(), digest: a.digest, size: 5 }]);
+        let record = Record {
+            reference: "hf://org/name".parse().unwrap(),
+            version: "v1".into(),
+            manifest: manifest.digest(),
+            snapshot: path.clone(),
+            confirmed_at_ms: 0,
+            sequence: 1,
+            total_bytes: 5,
+            total_files: 1,
+            claims: Vec::new(),
+        };
+        ledger.name(record.clone(), &manifest);
+        assert_eq!(ledger.lacking(record.id()), None);
+
+        ledger.lose(a.digest);
+        ledger.lose(a.digest);
+        ledger.lacks(record.id(), &path);
+        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 0, reserved_bytes: 0 });
+        assert!(!ledger.hold_if_here(&mut ledger.hold(), a.digest));
+        assert_eq!(ledger.hub_target("org/name", "main"), None);
+        ledger.name(record.clone(), &manifest);
+        assert_eq!(ledger.lacking(record.id()), Some(path));
+
+        let mut hold = ledger.hold();
+        ledger.reserve(5, 5, room(None, 100)).ok().unwrap().became(a, &mut hold);
+        ledger.name(record.clone(), &manifest);
+        drop(hold);
+        assert_eq!(ledger.lacking(record.id()), None);
+        assert_eq!(ledger.totals(), Totals { models: 1, blob_bytes: 5, reserved_bytes: 0 });
+        assert_eq!(ledger.unused_blobs(), [], "the model still uses it");
     }
 
     #[test]

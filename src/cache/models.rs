@@ -12,6 +12,7 @@ impl Cache {
     /// Every version of every reference, by reference and then newest first.
     pub fn models(&self) -> Vec<ModelInfo> {
         let mut models = self.0.ledger.models();
+        models.retain(|(record, _)| self.0.ledger.lacking(record.id()).is_none());
         models.sort_by_key(|(record, _)| (record.reference.to_string(), u64::MAX - record.sequence));
         models.iter().map(|(record, current)| self.info(record, *current)).collect()
     }
@@ -23,6 +24,9 @@ impl Cache {
             Err(()) => self.0.ledger.current(&name.parse()?),
         };
         let record = record.ok_or_else(|| Error::NotLocal { reference: name.to_owned() })?;
+        if self.0.ledger.lacking(record.id()).is_some() {
+            return Err(self.why_not_open(&record.reference));
+        }
         let manifest = self.0.volume.read_manifest(record.manifest)?;
         let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
         let file = |f: &crate::model::ManifestFile| ModelFile {
@@ -81,6 +85,7 @@ impl Cache {
             removed.freed_bytes += self.remove_unused_blobs(manifest.files().iter().map(|f| f.digest))?;
             tracing::info!(model = %record.id(), reference = %record.reference, version = record.version, "removed");
         }
+        self.save_stamps();
         Ok(removed)
     }
 

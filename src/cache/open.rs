@@ -6,10 +6,12 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, Weak};
 
 use super::lease::{Lease, Terms};
+use super::proof::MAX_ROUNDS;
 use super::{Cache, Error, now_ms};
 use crate::model::{Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
+use crate::store::{self, Descriptors};
 use crate::wire::frame::OpenFiles;
-use crate::wire::http::{Detail, LeaseInfo, ModelInfo, OpenRequest, Opened};
+use crate::wire::http::{LeaseInfo, ModelInfo, OpenRequest, Opened};
 
 /// A model that a connection has open.
 pub struct OpenModel {
@@ -50,10 +52,11 @@ impl SharedFiles {
 }
 
 impl Cache {
-    /// The directory of the version a reference means now.
+    /// The directory of the version a reference means now. Blocking, and so are the others: what was touched since it was
+    /// last known to be right is hashed first. They need a tokio runtime, because what is wrong is pulled again.
     pub fn open(&self, reference: &ModelRef) -> Result<ModelInfo, Error> {
         let record = self.0.ledger.current(reference);
-        self.opened(reference, record)
+        Ok(self.opened(reference, record)?.0)
     }
 
     /// The same, as a request asks for it: with a lease, if it wants one, and a warm-up. Blocking; needs a tokio runtime.
@@ -65,7 +68,7 @@ impl Cache {
             (Some(record), Some(terms)) => Some(self.lease_noted(record, &terms)?),
             _ => None,
         };
-        let model = self.opened(&reference, record)?;
+        let (model, _) = self.opened(&reference, record)?;
         if asked.warm {
             self.warm_in_background(&reference, &model.version);
         }
@@ -84,11 +87,8 @@ impl Cache {
                 return Err(error);
             }
         };
-        let model = self.opened(&reference, Some(record.clone()))?;
-        let files = self
-            .0
-            .files
-            .of(record.id(), || Ok(below(&self.0.volume.read_manifest(record.manifest)?, reference.subdir())))?;
+        let (model, manifest) = self.opened(&reference, Some(record.clone()))?;
+        let files = self.0.files.of(record.id(), || Ok(below(&manifest, reference.subdir())))?;
         let files = match &asked.file {
             Some(name) => Arc::new(vec![file_of(&files, name).ok_or_else(|| Error::NoSuchFile {
                 reference: reference.to_string(),
@@ -106,33 +106,39 @@ impl Cache {
 
     /// A descriptor of a file, for one reader alone: descriptors that are shared share a position. Blocking.
     pub fn descriptor(&self, file: &ManifestFile) -> Result<File, Error> {
-        Ok(self.0.volume.open_blob(file.digest, file.size)?)
+        let mut rounds = 0;
+        loop {
+            match self.0.volume.open_blob(file.digest, file.size) {
+                // It was touched since the model was opened.
+                Err(store::Error::Unproven { .. }) if rounds < MAX_ROUNDS => rounds += 1,
+                opened => return Ok(opened?),
+            }
+            if !self.prove_blob(file)? {
+                let (what, file) = (file.path.to_string(), file.path.to_string());
+                return Err(Error::Spoilt { what, file, percent: 0, eta: None });
+            }
+        }
     }
 
-    /// What keeps a descriptor from being a way to write.
+    /// What keeps a descriptor from being a way to write, as the socket's protocol names it.
     pub fn descriptors(&self) -> &'static str {
-        "modes"
+        match self.0.volume.descriptors() {
+            Descriptors::ReadOnlyMount => "read-only-mount",
+            Descriptors::FileModes { .. } => "modes",
+        }
     }
 
-    /// How this node does things where it depends on the kernel, the file system or our rights.
-    pub fn details(&self) -> Vec<Detail> {
-        let mut details = Vec::new();
-        details.extend(self.warm_details());
-        details
-    }
-
-    fn opened(&self, reference: &ModelRef, record: Option<Arc<Record>>) -> Result<ModelInfo, Error> {
-        let Some(record) = record.filter(|record| self.directory(record).is_dir()) else {
-            self.0.metrics.opened(false);
-            return Err(self.why_not_open(reference));
-        };
-        self.0.metrics.opened(true);
+    fn opened(&self, reference: &ModelRef, record: Option<Arc<Record>>) -> Result<(ModelInfo, Manifest), Error> {
+        let proven = record.ok_or_else(|| self.why_not_open(reference));
+        let proven = proven.and_then(|record| Ok((self.prove(&record)?, record)));
+        self.0.metrics.opened(proven.is_ok());
+        let (manifest, record) = proven?;
         if let Some(hands) = &self.0.hands {
             hands.index.touch(record.id(), now_ms());
         }
         self.warm_on_open(&record);
         let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());
-        Ok(self.info(&record, current))
+        Ok((self.info(&record, current), manifest))
     }
 
     pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {

@@ -56,7 +56,8 @@ impl Cache {
     /// Pulls every pinned reference that is not local; one that is on its way is joined. Needs a tokio runtime.
     pub fn pull_pinned(&self) {
         for pinned in self.0.ledger.pins() {
-            if self.0.ledger.current(&pinned.reference).is_none()
+            let current = self.0.ledger.current(&pinned.reference);
+            if current.is_none_or(|record| self.0.ledger.lacking(record.id()).is_some())
                 && let Err(error) = self.pull(&pinned.reference)
             {
                 tracing::warn!(%error, reference = %pinned.reference, "a pinned model is not pulled");

@@ -301,6 +301,11 @@ impl Cache {
                     tracing::warn!(pull = pull.id, %error, "the source changed; starting again with its new version");
                     pull.progress.start_again();
                 }
+                Err(error) if is_damage(&error) && changes < MAX_CHANGES => {
+                    changes += 1;
+                    tracing::warn!(pull = pull.id, %error, "bytes that were here are wrong; fetching them too");
+                    pull.progress.start_again();
+                }
                 other => return other,
             }
         }
@@ -364,7 +369,7 @@ impl Cache {
                 self.0.metrics.avoided_bytes(record.total_bytes);
                 Ok(Some(Outcome { record, unchanged: true }))
             }
-            Err(error) if error.code() == Code::StoreCorrupt => {
+            Err(error) if is_damage(&error) => {
                 tracing::warn!(pull = pull.id, %error, "the local copy is damaged; what is missing is fetched again");
                 Ok(None)
             }
@@ -565,6 +570,7 @@ impl Cache {
                 reference,
             };
             let record = cache.name(record, &manifest)?;
+            cache.mend_others();
             let claims: Vec<_> = record.claims.iter().map(|(claim, _)| claim.clone()).collect();
             cache.0.volume.forget_ingests(&claims)?;
             Ok(record)
@@ -572,8 +578,18 @@ impl Cache {
         .await
     }
 
-    /// Gives a model its name, or confirms it. Blocking.
-    fn name(&self, mut record: Record, manifest: &Manifest) -> Result<Record, Error> {
+    /// Gives a model its name, or confirms it, once all its bytes are known to be right. Blocking.
+    fn name(&self, record: Record, manifest: &Manifest) -> Result<Record, Error> {
+        if let Some(file) = self.first_lacking(manifest)? {
+            let (what, file) = (record.reference.to_string(), file.to_string());
+            return Err(Error::Spoilt { what, file, percent: 0, eta: None });
+        }
+        let record = self.name_proven(record, manifest);
+        self.save_stamps();
+        record
+    }
+
+    fn name_proven(&self, mut record: Record, manifest: &Manifest) -> Result<Record, Error> {
         let _naming = self.0.naming.lock().expect("no panic while names change");
         record.confirmed_at_ms = now_ms();
         record.sequence = self.0.ledger.next_sequence();
@@ -667,6 +683,11 @@ struct Outcome {
 enum Key {
     Claim(Claim),
     Place(usize),
+}
+
+/// Whether bytes on this disk are in the way, which the next attempt does without.
+fn is_damage(error: &Error) -> bool {
+    matches!(error, Error::Spoilt { .. }) || error.code() == Code::StoreCorrupt
 }
 
 /// Whether the version of the listing changes whenever a byte does.

@@ -26,6 +26,8 @@ impl Cache {
         if index.was_rebuilt() {
             metrics.index_rebuilt();
         }
+        // Before anything is linked or unlinked: who has no stamp cannot keep it.
+        volume.recall_stamps(index.stamps());
         let (records, unreadable) = volume.records()?;
         if let Err(error) = index.reconcile(&records) {
             tracing::warn!(%error, "the index could not be filled; files that are here may be fetched again");
@@ -74,6 +76,7 @@ impl Cache {
             pulls: Default::default(),
             files: Default::default(),
             warms: Default::default(),
+            proofs: Default::default(),
             budget,
             naming: Default::default(),
             noting: Default::default(),
@@ -103,11 +106,12 @@ impl Cache {
     /// A crash while a spoilt snapshot was being replaced leaves a model without one; its blobs are here.
     fn mend_snapshots(&self) {
         for (record, _) in self.0.ledger.models() {
-            if self.0.volume.public().join(record.snapshot.as_path()).is_dir() {
+            let lacks = self.0.ledger.lacking(record.id()).is_some();
+            if lacks || self.0.volume.public().join(record.snapshot.as_path()).is_dir() {
                 continue;
             }
-            let manifest = self.0.volume.read_manifest(record.manifest);
-            if let Err(error) = manifest.and_then(|manifest| self.0.volume.publish(&record.snapshot, &manifest)) {
+            let manifest = self.0.volume.read_manifest(record.manifest).map_err(Error::from);
+            if let Err(error) = manifest.and_then(|manifest| self.mend(&record, &manifest)) {
                 tracing::warn!(%error, model = %record.id(), "a model cannot be laid out again: pull it again");
             }
         }

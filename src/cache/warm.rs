@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::lease::Lease;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::Problem;
-use crate::model::{Bytes, Digest, ModelId, ModelRef, Record};
+use crate::model::{Bytes, ModelId, ModelRef, Record};
 use crate::telemetry::metrics::WarmOutcome;
 use crate::wire::http::{Detail, ProblemBody, WarmPhase, WarmStatus};
 use crate::wire::residency::Method;
@@ -254,9 +254,9 @@ impl Cache {
         );
     }
 
-    async fn bring_in(&self, warm: &Arc<Warm>, record: &Record) -> Result<Verdict, Error> {
-        let (warm_there, manifest) = (warm.clone(), record.manifest);
-        let work = self.blocking(move |cache| cache.read_in(&warm_there, manifest));
+    async fn bring_in(&self, warm: &Arc<Warm>, record: &Arc<Record>) -> Result<Verdict, Error> {
+        let (warm_there, record) = (warm.clone(), record.clone());
+        let work = self.blocking(move |cache| cache.read_in(&warm_there, &record));
         let mut work = std::pin::pin!(work);
         let began = Instant::now();
         let mut ticks = tokio::time::interval(PUBLISH_EVERY);
@@ -272,8 +272,8 @@ impl Cache {
     }
 
     /// Blocking.
-    fn read_in(&self, warm: &Warm, manifest: Digest) -> Result<Verdict, Error> {
-        let blobs = blobs_of(&self.0.volume.read_manifest(manifest)?);
+    fn read_in(&self, warm: &Warm, record: &Arc<Record>) -> Result<Verdict, Error> {
+        let blobs = blobs_of(&self.prove(record)?);
         let total = total_of(&blobs);
         let before = self.resident_of(&blobs);
         warm.begins(total, before);

@@ -13,6 +13,9 @@ use super::stamp::{BLOB_MODE, Touch, hash_of, stamp_of};
 use super::{Error, Volume, sizes_differ};
 use crate::model::{Digest, Manifest, ManifestFile, RelPath};
 
+/// `hub/models--org--name/refs`: what is below may be another revision's file.
+const HUB_REFS_DEPTH: usize = 3;
+const HUB_REF_MODE: u32 = 0o444;
 const DIR_MODE: u32 = 0o555;
 /// While it is built or taken apart: an ordinary user cannot change, nor rename, a directory that is read-only.
 const DIR_MODE_OPEN: u32 = 0o755;
@@ -176,7 +179,7 @@ impl Volume {
     /// Gives what was built its name, and what had the name away.
     fn place(&self, build: &Path, snapshot: &RelPath) -> Result<(), Error> {
         let _shape = self.shape();
-        self.clear_way(snapshot)?;
+        self.clear_way(snapshot, usize::MAX)?;
         let target = self.make_public_parents(snapshot)?;
         let trash = match look_at(&target)? {
             Some(found) => Some(self.take_away(&target, found.is_dir())?),
@@ -189,11 +192,12 @@ impl Volume {
         trash.map_or(Ok(()), |trash| self.destroy(&trash))
     }
 
-    /// Takes away what is no directory where one above a snapshot must be: nothing of ours is.
-    fn clear_way(&self, snapshot: &RelPath) -> Result<(), Error> {
-        for parent in snapshot.parents().map(|parent| self.public().join(parent)) {
+    /// Takes away what is no directory where one above `path` must be. Nothing of ours is, but for files below the first
+    /// `depth` directories.
+    fn clear_way(&self, path: &RelPath, depth: usize) -> Result<(), Error> {
+        for (at, parent) in path.parents().map(|parent| self.public().join(parent)).enumerate() {
             match look_at(&parent)? {
-                Some(found) if found.is_dir() => {}
+                Some(found) if found.is_dir() || found.is_file() && at >= depth => {}
                 Some(_) => {
                     let trash = self.take_away(&parent, false)?;
                     self.destroy(&trash)?;
@@ -209,7 +213,9 @@ impl Volume {
     fn make_public_parents(&self, path: &RelPath) -> Result<PathBuf, Error> {
         let public = self.public();
         for parent in path.parents().map(|parent| public.join(parent)) {
-            self.disk.make_dir(&parent, DIR_MODE_OPEN)?;
+            if !self.disk.make_dir(&parent, DIR_MODE_OPEN)? && mode_of(&parent)? != Some(DIR_MODE_OPEN) {
+                self.disk.set_dir_mode(&parent, DIR_MODE_OPEN)?;
+            }
             self.sync_parent(&parent)?;
         }
         Ok(public.join(path.as_path()))
@@ -274,9 +280,25 @@ impl Volume {
     pub fn write_hub_ref(&self, repo: &str, revision: &str, snapshot_name: &str) -> Result<(), Error> {
         let path = hub_ref(repo, revision)?;
         let _shape = self.shape();
+        self.clear_way(&path, HUB_REFS_DEPTH)?;
         self.check_hub_ref_is_free(repo, revision, &path)?;
         let file = self.make_public_parents(&path)?;
-        self.disk.replace(&self.layout.scratch(Scratch::File), &file, snapshot_name.as_bytes(), 0o444)
+        self.disk.replace(&self.layout.scratch(Scratch::File), &file, snapshot_name.as_bytes(), HUB_REF_MODE)
+    }
+
+    /// The name that a ref of the Hub layout gives, if it is there as larder writes one.
+    pub fn hub_ref(&self, repo: &str, revision: &str) -> Result<Option<String>, Error> {
+        let path = hub_ref(repo, revision)?;
+        for dir in path.parents().map(|parent| self.public().join(parent)) {
+            if mode_of(&dir)? != Some(DIR_MODE_OPEN) {
+                return Ok(None);
+            }
+        }
+        let file = self.public().join(path.as_path());
+        if !look_at(&file)?.is_some_and(|found| found.is_file() && found.mode() & 0o7777 == HUB_REF_MODE) {
+            return Ok(None);
+        }
+        Ok(io::read_small(&file)?.and_then(|bytes| String::from_utf8(bytes).ok()))
     }
 
     fn check_hub_ref_is_free(&self, repo: &str, revision: &str, path: &RelPath) -> Result<(), Error> {

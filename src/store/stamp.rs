@@ -201,9 +201,13 @@ impl Volume {
         Ok(look_at(&self.blob_path(digest))?.is_some_and(|found| self.vouches_for(digest, &found)))
     }
 
-    /// Beside the process that has the stamps nothing can be known, so there size and name must be enough.
+    /// Beside the process that has the stamps nothing can be known: there it must be enough to be the blob.
     pub(super) fn vouches_for(&self, digest: Digest, found: &Metadata) -> bool {
-        if self.window.is_none() { found.is_file() } else { self.stamps.fits(digest, found) }
+        if self.window.is_some() {
+            return self.stamps.fits(digest, found);
+        }
+        let blob = look_at(&self.blob_path(digest)).unwrap_or_default();
+        found.is_file() && blob.is_some_and(|blob| blob.ino() == found.ino())
     }
 
     /// Hashes a blob, and stamps it if its bytes are right.

@@ -1,0 +1,36 @@
+//! How this node does things where it depends on the kernel, the file system or our rights.
+
+use super::Cache;
+use crate::store::Descriptors;
+use crate::wire::http::Detail;
+
+impl Cache {
+    /// One line for each such thing, for `/readyz` and `larder doctor`.
+    pub fn details(&self) -> Vec<Detail> {
+        let mut details = vec![descriptors(self.0.volume.descriptors()), snapshots()];
+        details.extend(self.warm_details());
+        details
+    }
+}
+
+fn descriptors(descriptors: Descriptors) -> Detail {
+    let (state, means, best) = match descriptors {
+        Descriptors::ReadOnlyMount => {
+            ("read-only mount", "nobody can write through a descriptor that larder hands out, not even root".into(), true)
+        }
+        Descriptors::FileModes { why } => {
+            let means = format!(
+                "a reader with root's rights can write through a descriptor that larder hands out; it is found before the \
+                 next open. The reason: {why}. CAP_SYS_ADMIN and Linux 5.12 change it"
+            );
+            ("file modes", means, false)
+        }
+    };
+    Detail { name: "descriptors".into(), state: state.into(), means, best }
+}
+
+fn snapshots() -> Detail {
+    let means = "all readers of a file share one copy of it, on the disk and in memory; whoever mounts the volume's \
+                 `public/` to write can change it for all, so pods mount it with `readOnly: true`";
+    Detail { name: "snapshots".into(), state: "hard links".into(), means: means.into(), best: true }
+}
