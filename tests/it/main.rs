@@ -20,4 +20,5 @@ mod source_hf;
 mod source_s3;
 mod source_web;
 mod support;
+mod touched;
 mod warm;

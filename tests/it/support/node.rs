@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder::cache::{Cache, CacheConfig};
-use larder::fault::Code;
+use larder::fault::{Code, Diagnose};
 use larder::model::{Bytes, Digest, ModelRef};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
@@ -23,6 +23,7 @@ pub(crate) struct TestNode {
     dir: TempDir,
     config: CacheConfig,
     environment: Environment,
+    metrics: Arc<Metrics>,
     cache: Option<Cache>,
     leaves_parts: bool,
 }
@@ -42,7 +43,8 @@ impl TestNode {
             warm_on_open: false,
             metrics_by_model: false,
         };
-        TestNode { dir, config, environment: Environment::default(), cache: None, leaves_parts: false }
+        let (environment, metrics) = (Environment::default(), Arc::default());
+        TestNode { dir, config, environment, metrics, cache: None, leaves_parts: false }
     }
 
     /// Most bytes models may use.
@@ -70,11 +72,12 @@ impl TestNode {
     }
 
     async fn start_again(&mut self) {
-        let (config, environment) = (self.config.clone(), self.environment.clone());
+        self.metrics = Arc::new(Metrics::new());
+        let (config, environment, metrics) = (self.config.clone(), self.environment.clone(), self.metrics.clone());
         let start = move || {
             let config_of_sources = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
             let sources = Sources::new(config_of_sources, environment);
-            Cache::start(config, sources, Arc::new(Metrics::new())).unwrap()
+            Cache::start(config, sources, metrics).unwrap()
         };
         self.cache = Some(tokio::task::spawn_blocking(start).await.unwrap());
     }
@@ -90,6 +93,20 @@ impl TestNode {
     /// The cache.
     pub(crate) fn cache(&self) -> &Cache {
         self.cache.as_ref().expect("it was started")
+    }
+
+    /// What a counter says since the last start, such as `larder_proofs_total{outcome="wrong"}`.
+    pub(crate) fn counted(&self, series: &str) -> u64 {
+        let text = self.metrics.encode(&self.cache().gauges());
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no series `{series}`")).parse().unwrap()
+    }
+
+    /// Opens a model; its directory, or the code of the refusal and what it says.
+    pub(crate) async fn open(&self, reference: &str) -> Result<PathBuf, (Code, String)> {
+        let (cache, reference) = (self.cache().clone(), self::reference(reference));
+        let opened = tokio::task::spawn_blocking(move || cache.open(&reference)).await.unwrap();
+        opened.map(|model| model.path.into()).map_err(|error| (error.code(), error.to_string()))
     }
 
     /// The volume's directory.
