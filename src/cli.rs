@@ -4,6 +4,7 @@
 //! to standard output, everything else to standard error, so that scripts can use the one and people see the other.
 
 mod demo;
+mod doctor;
 mod door;
 mod init;
 mod leases;
@@ -95,6 +96,8 @@ enum Command {
     Pulls(Rendering),
     /// Stop a pull or a warm-up of the daemon; its bytes stay
     Cancel(Cancel),
+    /// Say how this node is, and what could be better
+    Doctor(Rendering),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -264,6 +267,8 @@ enum Error {
     StoppedWarming { reference: String },
     #[error("cannot follow the {job} of `{reference}`: nothing more is heard of it")]
     Lost { job: Kind, reference: String },
+    #[error("cannot call this node well: {problems} problem{}, the first: {first}", if *problems == 1 { "" } else { "s" })]
+    Unwell { problems: usize, first: String, code: Code },
     #[error("cannot write the result: {why}")]
     Output { why: String },
     #[error("cannot start the program: {why}")]
@@ -281,6 +286,7 @@ impl Diagnose for Error {
             }
             Error::NoPod { .. } => Code::BadRequest,
             Error::StoppedWaiting { job: Kind::WarmUp, .. } | Error::StoppedWarming { .. } => Code::WarmCancelled,
+            Error::Unwell { code, .. } => *code,
             Error::Output { .. } => Code::DiskError,
             Error::Start { .. } | Error::Bug { .. } => Code::InternalError,
         }
@@ -305,6 +311,8 @@ impl Diagnose for Error {
             }
             Error::StoppedWarming { reference } => format!("`larder warm '{reference}'` goes on from there"),
             Error::Lost { .. } => "run the command again: it goes on from there".to_owned(),
+            Error::Unwell { code: Code::DaemonUnreachable, .. } => "start `larder serve`".to_owned(),
+            Error::Unwell { .. } => "look at the log of the daemon; docs/operations.md says more".to_owned(),
             Error::Output { .. } => "look at where standard output goes".to_owned(),
             Error::Start { .. } => "look at the limits of this process: threads, open files".to_owned(),
             Error::Bug { .. } => "report it, with the output of the command".to_owned(),
@@ -345,6 +353,7 @@ impl Cli {
             | Command::Warm(Warm { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
             | Command::Pulls(rendering)
+            | Command::Doctor(rendering)
             | Command::Cancel(Cancel { rendering, .. })
             | Command::Config(ConfigCommand::Show { rendering, .. }) => rendering.output,
             Command::Serve
@@ -393,6 +402,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Unpin(words) => pins::unpin(cli, words).await,
         Command::Pulls(_) => pulls(&cli.load()?, output).await,
         Command::Cancel(Cancel { id, .. }) => cancel(&cli.load()?, id, output).await,
+        Command::Doctor(_) => doctor::run(&cli.load()?, output).await,
         Command::Config(ConfigCommand::Show { key, .. }) => show(&cli.load()?, key.as_deref(), output),
         Command::Config(ConfigCommand::Check { file }) => {
             let flags = cli.flags();

@@ -14,7 +14,7 @@ use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
 use crate::wire::http::{
-    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Removed, WarmRequest, WarmStatus,
+    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness, Removed, WarmRequest, WarmStatus,
 };
 
 /// Longest wait for jobs to stop where they are, when this process ends.
@@ -150,6 +150,19 @@ impl Door {
                 let cache = cache.clone();
                 blocking(move || cache.with_residency(cache.models())).await
             }
+        }
+    }
+
+    /// How this node is.
+    pub(super) async fn readiness(&self) -> Result<Readiness, Problem> {
+        match self {
+            Door::Daemon(client) => client.readiness().await,
+            Door::Here(cache) => Ok(Readiness {
+                ready: true,
+                waiting_for: Vec::new(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                details: cache.details(),
+            }),
         }
     }
 

@@ -96,6 +96,24 @@ fn completions_know_the_commands() {
 }
 
 #[test]
+fn doctor_tells_what_could_be_better_and_fails_only_for_what_does_not_work() {
+    let home = tempfile::tempdir().unwrap();
+    let told = run(home.path(), &["doctor"]);
+    let out = text(&told.stdout);
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    let line = |what: &str| out.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{out}")).to_owned();
+    assert!(line(" daemon ").starts_with("note ") && line(" daemon ").contains("larder serve"));
+    assert!(line(" descriptors ").contains("read-only mount") || line(" descriptors ").contains("CAP_SYS_ADMIN"));
+    assert!(line(" snapshots ").starts_with("ok "));
+
+    let socket = home.path().join("s.sock");
+    let told = larder(home.path(), &["doctor"]).env("LARDER_SOCKET", &socket).output().unwrap();
+    assert_eq!(told.status.code(), Some(75));
+    assert!(text(&told.stdout).contains("problem  daemon  unreachable"), "{}", text(&told.stdout));
+    assert!(text(&told.stderr).contains("code: daemon-unreachable"));
+}
+
+#[test]
 fn the_readme_names_the_command_that_tests() {
     let readme = include_str!("../../README.md");
     assert!(readme.contains("```sh\ncargo test\n```"));
