@@ -397,7 +397,9 @@ impl Diagnose for Error {
         match self {
             Error::Source(e) => e.retry_after(),
             Error::BeingHashed { .. } => Some(Duration::from_secs(1)),
-            Error::NotReady { eta, .. } | Error::Spoilt { eta, .. } => Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1))),
+            Error::NotReady { eta, .. } | Error::Spoilt { eta, .. } => {
+                Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1)))
+            }
             Error::InUse { .. } | Error::TooManyLeases { .. } => Some(Duration::from_secs(60)),
             Error::TooManyPulls { .. }
             | Error::TooManyWarms { .. }

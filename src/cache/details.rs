@@ -15,9 +15,11 @@ impl Cache {
 
 fn descriptors(descriptors: Descriptors) -> Detail {
     let (state, means, best) = match descriptors {
-        Descriptors::ReadOnlyMount => {
-            ("read-only mount", "nobody can write through a descriptor that larder hands out, not even root".into(), true)
-        }
+        Descriptors::ReadOnlyMount => (
+            "read-only mount",
+            "nobody can write through a descriptor that larder hands out, not even root".into(),
+            true,
+        ),
         Descriptors::FileModes { why } => {
             let means = format!(
                 "a reader with root's rights can write through a descriptor that larder hands out; it is found before the \

@@ -176,7 +176,9 @@ impl Cache {
             && !self.hub_ref_is_as_left(repo, revision)?
         {
             match self.point_hub_ref(repo, revision) {
-                Ok(()) => tracing::warn!(repo, revision, "a revision of the public tree led astray, and was written again"),
+                Ok(()) => {
+                    tracing::warn!(repo, revision, "a revision of the public tree led astray, and was written again")
+                }
                 // Another revision is a directory of this one: the pull has said so.
                 Err(Error::Store(store::Error::RefConflict { .. })) => {}
                 Err(error) => return Err(error),

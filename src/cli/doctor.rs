@@ -56,7 +56,8 @@ pub(super) async fn run(config: &Config, output: Output) -> Result<(), Problem> 
     let daemon = match here {
         false => daemon(Mark::Ok, "answers", format!("larder {} on `{socket}`", readiness.version)),
         true => {
-            let means = format!("nobody answers on `{socket}`; `larder serve` starts it. This is what this process found");
+            let means =
+                format!("nobody answers on `{socket}`; `larder serve` starts it. This is what this process found");
             daemon(Mark::Note, "none", means)
         }
     };

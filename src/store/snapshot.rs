@@ -385,9 +385,9 @@ fn hub_ref(repo: &str, revision: &str) -> Result<RelPath, Error> {
 mod tests {
     use super::*;
     use crate::fault::{Code, Diagnose};
+    use crate::store::Proof;
     use crate::store::ingest::tests::stored;
     use crate::store::record::tests::manifest;
-    use crate::store::Proof;
     use std::fs;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::PermissionsExt;

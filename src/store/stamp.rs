@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::io::{self, look_at};
@@ -218,9 +219,8 @@ impl Volume {
     pub fn prove(&self, digest: Digest, size: u64) -> Result<Proof, Error> {
         let path = self.blob_path(digest);
         let Some(file) = io::open_file(&path)?.map(Arc::new) else { return Ok(Proof::Missing) };
-        let look = |file: &File| {
-            file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source })
-        };
+        let look =
+            |file: &File| file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source });
         let before = look(&file)?;
         if self.stamps.fits(digest, &before) {
             return Ok(Proof::Right);
@@ -232,7 +232,7 @@ impl Volume {
         let after = look(&file)?;
         wait_for_a_tick();
         let is_ours = after.mode() & 0o7777 == BLOB_MODE && after.uid() == rustix::process::geteuid().as_raw();
-        if is_ours && lease.is_some_and(|lease| lease.holds()) {
+        if is_ours && has_no_attributes(&file) && lease.is_some_and(|lease| lease.holds()) {
             self.stamps.put(digest, stamp_of(&after));
             return Ok(Proof::Right);
         }
@@ -272,6 +272,20 @@ fn lease_on(file: &Arc<File>) -> std::io::Result<ReadLease> {
         }
     }
     ReadLease::take(file)
+}
+
+/// Whether nobody attached anything to the inode: an ACL, a capability, an attribute. What security modules attach is
+/// theirs. Unknown means no; a file system without attributes has none.
+fn has_no_attributes(file: &File) -> bool {
+    let mut names = [0u8; 4096];
+    match rustix::fs::flistxattr(file, &mut names) {
+        Ok(length) => names[..length].split(|byte| *byte == 0).all(|name| {
+            let is_of = |prefix: &[u8]| name.starts_with(prefix);
+            !is_of(b"user.") && !is_of(b"system.") && !is_of(b"security.capability")
+        }),
+        Err(Errno::OPNOTSUPP) => true,
+        Err(_) => false,
+    }
 }
 
 pub(super) fn hash_of(file: &File, path: &Path, size: u64) -> Result<Digest, Error> {
@@ -403,8 +417,20 @@ mod tests {
     }
 
     #[test]
-    fn an_inode_whose_mode_is_not_ours_is_replaced() {
+    fn an_inode_whose_mode_or_attributes_are_not_ours_is_replaced() {
         let shared = shared();
+        fs::set_permissions(&shared.link, Permissions::from_mode(0o644)).unwrap();
+        let file = File::options().write(true).open(&shared.link).unwrap();
+        match rustix::fs::fsetxattr(&file, "user.x", b"y", rustix::fs::XattrFlags::empty()) {
+            Ok(()) => {
+                drop(file);
+                fs::set_permissions(&shared.link, Permissions::from_mode(BLOB_MODE)).unwrap();
+                assert_eq!(shared.prove(), Proof::Renewed);
+            }
+            Err(error) => println!("skipped: no attributes here, {error}"),
+        }
+
+        let shared = self::shared();
         fs::set_permissions(&shared.link, Permissions::from_mode(0o666)).unwrap();
         assert_eq!(shared.prove(), Proof::Renewed);
         let mode = fs::metadata(shared.volume.blob_path(shared.digest)).unwrap().mode();

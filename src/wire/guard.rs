@@ -16,12 +16,8 @@ const F_SETSIG: libc::c_int = 10;
 #[allow(unsafe_code)]
 pub fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
     // As `struct mount_attr` of linux/mount.h: attr_set, attr_clr, propagation, userns_fd.
-    let attributes: [u64; 4] = [
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-        0,
-        0,
-        0,
-    ];
+    let attributes: [u64; 4] =
+        [libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC, 0, 0, 0];
     // SAFETY: the kernel reads three things while the call lasts, and keeps and writes nothing.
     // - The descriptor is open as long as `tree` is borrowed.
     // - The path is a literal with its NUL; it is empty, so AT_EMPTY_PATH makes the call about the descriptor itself.

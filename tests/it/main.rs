@@ -7,6 +7,7 @@ mod fd_daemon;
 mod fd_door;
 mod holders;
 mod hostile;
+mod hostile_reader;
 mod hub_protocol;
 mod init;
 mod pull;

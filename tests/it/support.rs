@@ -7,6 +7,7 @@ pub(crate) mod fake_gcs;
 pub(crate) mod frames;
 pub(crate) mod gated_origin;
 pub(crate) mod hostile_origin;
+pub(crate) mod hostile_reader;
 pub(crate) mod hub;
 pub(crate) mod larder;
 pub(crate) mod memory_group;
