@@ -457,7 +457,7 @@ mod tests {
     fn stamps_are_kept_over_a_restart_and_a_damaged_one_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("index");
-        let stamp = |inode| (Digest::of(b"x"), Stamp { inode, size: 1, mtime_ns: -2, ctime_ns: 3 });
+        let stamp = |inode| (Digest::of(b"x"), Stamp { inode, size: 1, mtime_ns: -2, ctime_ns: 3, place: 4 });
         let index = Index::open(&at).unwrap();
         index.write_stamps(&[(7, Some(stamp(7))), (8, Some(stamp(8))), (9, Some(stamp(9)))]).unwrap();
         index.write_stamps(&[(8, None), (10, None)]).unwrap();

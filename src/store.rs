@@ -318,7 +318,8 @@ impl Volume {
             disk.sync_dir(&layout.blobs())?;
         }
         let window = Some(Window::open(&layout.blobs())?);
-        Ok(Volume { disk: Arc::new(disk), layout, window, stamps: Arc::default(), shape: Mutex::new(()) })
+        let stamps = Arc::new(Stamps::on(&root));
+        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()) })
     }
 
     /// Without a lock and without a write: to look beside a running process. A root that is not there is an empty

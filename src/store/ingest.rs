@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::io::{self, Disk, LockedFile, allocated_bytes, look_at};
 use super::layout::Layout;
-use super::stamp::{Stamps, stamp_of};
+use super::stamp::Stamps;
 use super::{Blob, Error, Volume};
 use crate::model::{Checksum, Claim, Digest, Digester, Verified};
 
@@ -440,15 +440,15 @@ impl Ingest {
         self.disk.set_mode(&self.part, &self.part_path, 0o444)?;
         self.note(&format!("done {}\n", digest.to_hex()))?;
         // One that is not known to be right is replaced by the one that is.
-        let there = look_at(&path)?.is_some_and(|found| self.stamps.fits(digest, &found));
+        let there = self.stamps.fits_at(digest, &path)?;
         if there {
             self.disk.unlink(&self.part_path)?;
         } else {
             self.disk.rename(&self.part_path, &path)?;
         }
         self.disk.sync_dir(&self.layout.blob_dir(digest))?;
-        if !there && let Some(found) = look_at(&path)? {
-            self.stamps.put(digest, stamp_of(&found));
+        if !there {
+            self.stamps.put(digest, self.stamps.of(&self.part, &path)?);
         }
         if self.key.claim.is_none() {
             self.disk.unlink(&self.log_path)?;

@@ -124,10 +124,15 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Everything in a directory, whatever its name, and whether it is a directory.
+/// Everything in a directory, whatever its name, and whether it is a directory; nothing when it is not there.
 pub(super) fn entries_in(dir: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed("list", dir, e)),
+    };
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|e| failed("list", dir, e))? {
+    for entry in entries {
         let entry = entry.map_err(|e| failed("list", dir, e))?;
         let is_dir = entry.file_type().map_err(|e| failed("look at", &entry.path(), e))?.is_dir();
         found.push((entry.path(), is_dir));

@@ -5,7 +5,7 @@
 //! hashed again before it is handed out ([`Volume::prove`]).
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ use super::io::{self, look_at};
 use super::layout::Scratch;
 use super::{Error, Volume};
 use crate::model::{Digest, Digester, Stamp};
-use crate::wire::guard::ReadLease;
+use crate::wire::guard::{ReadLease, place_of};
 
 /// Most files that are kept from writers at the same time; each takes a descriptor.
 const MAX_LEASES: usize = 128;
@@ -28,12 +28,19 @@ const MAX_LEASES: usize = 128;
 /// How often the kernel is asked for a lease that it refuses.
 const LEASE_ATTEMPTS: u32 = 3;
 
+/// `statfs` types of the file systems on which a writer can exchange blocks of two files without moving a time: ext4, XFS.
+const EXCHANGES_BLOCKS: [i64; 2] = [0xEF53, 0x5846_5342];
+
 /// The mode of a blob, and of every link to it.
 pub(super) const BLOB_MODE: u32 = 0o444;
 
 /// By inode, because a blob that has run out of links has several.
 #[derive(Default)]
-pub(super) struct Stamps(Mutex<Known>);
+pub(super) struct Stamps {
+    /// Whether blocks of two files can be exchanged here.
+    with_place: bool,
+    known: Mutex<Known>,
+}
 
 #[derive(Default)]
 struct Known {
@@ -62,25 +69,45 @@ pub enum Proof {
     Missing,
 }
 
-pub(super) fn stamp_of(found: &Metadata) -> Stamp {
-    let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-    Stamp {
-        inode: found.ino(),
-        size: found.len(),
-        mtime_ns: ns(found.mtime(), found.mtime_nsec()),
-        ctime_ns: ns(found.ctime(), found.ctime_nsec()),
-    }
-}
-
 impl Stamps {
+    /// Stamps of the file system that `root` is on.
+    pub(super) fn on(root: &Path) -> Stamps {
+        let kind = rustix::fs::statfs(root).map_or(0, |found| found.f_type as i64);
+        Stamps { with_place: EXCHANGES_BLOCKS.contains(&kind), known: Mutex::default() }
+    }
+
+    /// How the inode of a file looks now.
+    pub(super) fn of(&self, file: &File, path: &Path) -> Result<Stamp, Error> {
+        let cannot = |source| Error::Disk { verb: "look at", path: path.to_owned(), source };
+        let found = file.metadata().map_err(cannot)?;
+        let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
+        Ok(Stamp {
+            inode: found.ino(),
+            size: found.len(),
+            mtime_ns: ns(found.mtime(), found.mtime_nsec()),
+            ctime_ns: ns(found.ctime(), found.ctime_nsec()),
+            place: if self.with_place { place_of(file).map_err(cannot)? } else { 0 },
+        })
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Each change is one call per field; a stamp that is not noted as changed only costs a hash after a restart.
-        self.0.lock().unwrap_or_else(|held| held.into_inner())
+        self.known.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Whether this inode is known to hold these bytes.
-    pub(super) fn fits(&self, digest: Digest, found: &Metadata) -> bool {
-        found.is_file() && self.known().by_inode.get(&found.ino()) == Some(&(digest, stamp_of(found)))
+    /// Whether this file is known to hold these bytes.
+    pub(super) fn fits(&self, digest: Digest, file: &File, path: &Path) -> Result<bool, Error> {
+        let now = self.of(file, path)?;
+        Ok(self.get(now.inode) == Some((digest, now)))
+    }
+
+    /// Whether what has this name is known to hold these bytes. What is no regular file holds none.
+    pub(super) fn fits_at(&self, digest: Digest, path: &Path) -> Result<bool, Error> {
+        match io::open_file(path) {
+            Ok(Some(file)) => self.fits(digest, &file, path),
+            Ok(None) | Err(Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn put(&self, digest: Digest, stamp: Stamp) {
@@ -122,9 +149,10 @@ impl<'a> Touch<'a> {
             // Then it has no stamp that could be lost.
             _ => return act(),
         };
-        let stamp_now = |file: &File| Some(stamp_of(&file.metadata().ok()?));
-        let fitting = stamp_now(&file).and_then(|now| self.stamps.get(now.inode).filter(|(_, stamp)| *stamp == now));
-        let Some((digest, before)) = fitting else { return act() };
+        let before = self.stamps.of(&file, path)?;
+        let Some((digest, _)) = self.stamps.get(before.inode).filter(|(_, stamp)| *stamp == before) else {
+            return act();
+        };
         let lease = match lease_on(&file) {
             Ok(lease) => Some(lease),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return act(),
@@ -132,16 +160,15 @@ impl<'a> Touch<'a> {
             Err(_) => None,
         };
         // Once more, under the lease: from here on only names, mode, owner and times can change.
-        if stamp_now(&file) != Some(before) {
+        if self.stamps.of(&file, path)? != before {
             return act();
         }
         let done = act()?;
-        match file.metadata() {
-            Ok(found) if found.nlink() == 0 => self.stamps.forget(before.inode),
-            Ok(found) if stamp_of(&found).differs_by_ctime_at_most(&before) => {
-                self.stamps.put(digest, stamp_of(&found));
-            }
-            _ => {}
+        let after = self.stamps.of(&file, path)?;
+        if file.metadata().is_ok_and(|found| found.nlink() == 0) {
+            self.stamps.forget(before.inode);
+        } else if after.differs_by_ctime_at_most(&before) {
+            self.stamps.put(digest, after);
         }
         self.leases.extend(lease);
         if self.leases.len() >= MAX_LEASES {
@@ -199,16 +226,17 @@ impl Volume {
 
     /// Whether a blob is here and known to be right, without a look at its bytes.
     pub fn is_proven(&self, digest: Digest) -> Result<bool, Error> {
-        Ok(look_at(&self.blob_path(digest))?.is_some_and(|found| self.vouches_for(digest, &found)))
+        self.vouches_for(digest, &self.blob_path(digest))
     }
 
-    /// Beside the process that has the stamps nothing can be known: there it must be enough to be the blob.
-    pub(super) fn vouches_for(&self, digest: Digest, found: &Metadata) -> bool {
+    /// Whether what has this name is known to hold these bytes. Beside the process that has the stamps nothing can be known:
+    /// there it must be enough to be the blob.
+    pub(super) fn vouches_for(&self, digest: Digest, path: &Path) -> Result<bool, Error> {
         if self.window.is_some() {
-            return self.stamps.fits(digest, found);
+            return self.stamps.fits_at(digest, path);
         }
-        let blob = look_at(&self.blob_path(digest)).unwrap_or_default();
-        found.is_file() && blob.is_some_and(|blob| blob.ino() == found.ino())
+        let (found, blob) = (look_at(path)?, look_at(&self.blob_path(digest))?);
+        Ok(found.zip(blob).is_some_and(|(found, blob)| found.is_file() && found.ino() == blob.ino()))
     }
 
     /// Hashes a blob, and stamps it if its bytes are right.
@@ -221,23 +249,27 @@ impl Volume {
         let Some(file) = io::open_file(&path)?.map(Arc::new) else { return Ok(Proof::Missing) };
         let look =
             |file: &File| file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source });
-        let before = look(&file)?;
-        if self.stamps.fits(digest, &before) {
+        let before = self.stamps.of(&file, &path)?;
+        let known = self.stamps.get(before.inode).filter(|(of, _)| *of == digest).map(|(_, stamp)| stamp);
+        if known == Some(before) {
             return Ok(Proof::Right);
         }
         let lease = lease_on(&file).ok();
-        if before.len() != size || hash_of(&file, &path, size)? != digest {
-            return Ok(Proof::Wrong { inode: before.ino() });
+        if before.size != size || hash_of(&file, &path, size)? != digest {
+            return Ok(Proof::Wrong { inode: before.inode });
         }
-        let after = look(&file)?;
+        let after = self.stamps.of(&file, &path)?;
         wait_for_a_tick();
-        let is_ours = after.mode() & 0o7777 == BLOB_MODE && after.uid() == rustix::process::geteuid().as_raw();
-        if is_ours && has_no_attributes(&file) && lease.is_some_and(|lease| lease.holds()) {
-            self.stamps.put(digest, stamp_of(&after));
+        let found = look(&file)?;
+        // After an exchange of blocks the bytes in memory may be right where those on the disk are not: they are written anew.
+        let is_in_place = known.is_none_or(|known| known.place == after.place);
+        let is_ours = found.mode() & 0o7777 == BLOB_MODE && found.uid() == rustix::process::geteuid().as_raw();
+        if is_in_place && is_ours && has_no_attributes(&file) && lease.is_some_and(|lease| lease.holds()) {
+            self.stamps.put(digest, after);
             return Ok(Proof::Right);
         }
         match self.renew(digest, size) {
-            Err(Error::Corrupt { .. }) => Ok(Proof::Wrong { inode: before.ino() }),
+            Err(Error::Corrupt { .. }) => Ok(Proof::Wrong { inode: before.inode }),
             renewed => renewed.map(|()| Proof::Renewed),
         }
     }
@@ -256,8 +288,9 @@ impl Volume {
         if let Some(former) = former {
             self.stamps.forget(former.ino());
         }
-        if let Some(found) = look_at(&path)? {
-            self.stamps.put(digest, stamp_of(&found));
+        // Its new name has moved ctime.
+        if let Some(file) = io::open_file(&path)? {
+            self.stamps.put(digest, self.stamps.of(&file, &path)?);
         }
         Ok(())
     }

@@ -157,7 +157,12 @@ def dedupe_into():
 def move_extents_into():
     evil = os.open(evil_file(loot if has_tree else None), os.O_RDWR)
     os.fsync(evil)
-    fcntl.ioctl(evil, 0xC028660F, struct.pack("=IIQQQQ", 0, writer(), 0, 0, 4, 0))
+    f = writer()
+    try:
+        fcntl.ioctl(evil, 0xC028660F, struct.pack("=IIQQQQ", 0, f, 0, 0, 4, 0))
+    finally:
+        # The bytes in memory are still the right ones.
+        os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sendfile_into():
