@@ -23,7 +23,7 @@ fn descriptors(descriptors: Descriptors) -> Detail {
         Descriptors::FileModes { why } => {
             let means = format!(
                 "a reader with root's rights can write through a descriptor that larder hands out; it is found before the \
-                 next open. The reason: {why}. CAP_SYS_ADMIN and Linux 5.12 change it"
+                 next open. It is so because {why}"
             );
             ("file modes", means, false)
         }

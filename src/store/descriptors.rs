@@ -77,7 +77,7 @@ fn mounted(dir: &Path) -> io::Result<OwnedFd> {
 
 fn why_not(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "larder may not make mounts (CAP_SYS_ADMIN)".into(),
+        io::ErrorKind::PermissionDenied => "larder may not make mounts: it lacks CAP_SYS_ADMIN".into(),
         io::ErrorKind::Unsupported => "the kernel is older than Linux 5.12".into(),
         _ => format!("a mount cannot be made: {error}"),
     }

@@ -377,9 +377,16 @@ mod tests {
         }
 
         fn write(&self, bytes: &[u8]) {
-            let file = File::options().write(true).open(&self.link).unwrap();
-            file.write_all_at(bytes, 0).unwrap();
+            writer(&self.link).write_all_at(bytes, 0).unwrap();
         }
+    }
+
+    /// As somebody who may change the mode gets one; the mode is ours again.
+    fn writer(path: &Path) -> File {
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(BLOB_MODE)).unwrap();
+        file
     }
 
     #[test]
@@ -398,8 +405,8 @@ mod tests {
         let times = || FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
         type Touch<'a> = (&'a str, &'a dyn Fn(&Path));
         let touches: [Touch<'_>; 7] = [
-            ("append", &|link| File::options().append(true).open(link).unwrap().write_all(b"x").unwrap()),
-            ("truncate", &|link| File::options().write(true).open(link).unwrap().set_len(1).unwrap()),
+            ("write", &|link| writer(link).write_all(b"x").unwrap()),
+            ("truncate", &|link| writer(link).set_len(1).unwrap()),
             ("mode", &|link| fs::set_permissions(link, Permissions::from_mode(0o644)).unwrap()),
             ("owner", &|link| drop(std::os::unix::fs::chown(link, Some(rustix::process::geteuid().as_raw()), None))),
             ("times", &|link| File::open(link).unwrap().set_times(times()).unwrap()),
@@ -438,10 +445,7 @@ mod tests {
     fn an_inode_that_somebody_can_still_write_is_replaced() {
         let shared = shared();
         let before = shared.inode();
-        let writer = File::options().read(true).write(true).open(&shared.link).unwrap();
-        let map = memmap2::MmapOptions::new().len(BYTES.len()).map_raw(&writer).unwrap();
-        drop(writer);
-        fs::set_permissions(&shared.link, Permissions::from_mode(BLOB_MODE)).unwrap();
+        let map = memmap2::MmapOptions::new().len(BYTES.len()).map_raw(&writer(&shared.link)).unwrap();
         assert_eq!(shared.prove(), Proof::Renewed);
         assert_ne!(shared.inode(), before);
         assert!(shared.is_proven());
@@ -452,14 +456,8 @@ mod tests {
     #[test]
     fn an_inode_whose_mode_or_attributes_are_not_ours_is_replaced() {
         let shared = shared();
-        fs::set_permissions(&shared.link, Permissions::from_mode(0o644)).unwrap();
-        let file = File::options().write(true).open(&shared.link).unwrap();
-        match rustix::fs::fsetxattr(&file, "user.x", b"y", rustix::fs::XattrFlags::empty()) {
-            Ok(()) => {
-                drop(file);
-                fs::set_permissions(&shared.link, Permissions::from_mode(BLOB_MODE)).unwrap();
-                assert_eq!(shared.prove(), Proof::Renewed);
-            }
+        match rustix::fs::fsetxattr(writer(&shared.link), "user.x", b"y", rustix::fs::XattrFlags::empty()) {
+            Ok(()) => assert_eq!(shared.prove(), Proof::Renewed),
             Err(error) => println!("skipped: no attributes here, {error}"),
         }
 
@@ -473,7 +471,7 @@ mod tests {
     #[test]
     fn a_writer_hides_no_change_behind_our_own() {
         let shared = shared();
-        let _writer = File::options().write(true).open(&shared.link).unwrap();
+        let _writer = writer(&shared.link);
         let other = RelPath::new("s3/b/@v2").unwrap();
         let published = shared.volume.publish(&other, &manifest(&[("x", BYTES)]));
         assert!(matches!(published, Err(Error::Unproven { .. })), "{published:?}");
