@@ -396,6 +396,7 @@ impl Diagnose for Error {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Error::Source(e) => e.retry_after(),
+            Error::Store(e) => e.retry_after(),
             Error::BeingHashed { .. } => Some(Duration::from_secs(1)),
             Error::NotReady { eta, .. } | Error::Spoilt { eta, .. } => {
                 Some(eta.unwrap_or(Duration::from_secs(5)).max(Duration::from_secs(1)))

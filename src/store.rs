@@ -27,6 +27,7 @@ mod sweep;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, Checksum, RelPathError};
@@ -248,6 +249,11 @@ impl Diagnose for Error {
                 "remove the model of the revision that is in the way, or pull this one by its commit".into()
             }
         }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        // A lease is taken from its holder after 45 s at most.
+        matches!(self, Error::Leased { .. }).then_some(Duration::from_secs(10))
     }
 }
 

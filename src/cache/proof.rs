@@ -17,7 +17,7 @@ use crate::telemetry::metrics::ProofOutcome;
 pub(super) const MAX_ROUNDS: u32 = 3;
 
 /// Most opens that hash or wait for a hash at the same time; each has a thread. The others are told to ask again.
-const MAX_PROVING: usize = 64;
+const MAX_PROVING: usize = 256;
 
 /// Blobs that are being hashed, each once.
 #[derive(Default)]

@@ -466,6 +466,9 @@ mod tests {
             assert_eq!(failed("write", Path::new("x"), errno.into()).code(), Code::VolumeFull);
         }
         assert_eq!(failed("write", Path::new("x"), Errno::IO.into()).code(), Code::DiskError);
+        // What an open says that would have to wait for a lease of the kernel.
+        let leased = failed("open", Path::new("x"), Errno::AGAIN.into());
+        assert_eq!((leased.code(), leased.retry_after().is_some()), (Code::ModelInUse, true));
         assert_eq!(disk.refuses(), None);
     }
 

@@ -90,10 +90,11 @@ impl Volume {
     /// What the mode of each directory must be, from `public/` to the innermost.
     fn modes_of(&self, snapshot: &RelPath, manifest: &Manifest) -> Vec<(PathBuf, u32)> {
         let (public, target) = (self.public(), self.public().join(snapshot.as_path()));
-        let above = snapshot.parents().map(|parent| (public.join(parent), DIR_MODE_OPEN));
-        let below = dirs_of(manifest).into_iter().map(|dir| (target.join(dir), DIR_MODE));
-        let above: Vec<_> = [(public.clone(), DIR_MODE_OPEN)].into_iter().chain(above).collect();
-        above.into_iter().chain([(target.clone(), DIR_MODE)]).chain(below).collect()
+        let mut modes = vec![(public.clone(), DIR_MODE_OPEN)];
+        modes.extend(snapshot.parents().map(|parent| (public.join(parent), DIR_MODE_OPEN)));
+        modes.push((target.clone(), DIR_MODE));
+        modes.extend(dirs_of(manifest).iter().map(|dir| (target.join(dir), DIR_MODE)));
+        modes
     }
 
     fn restore_modes(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<(), Error> {
@@ -363,9 +364,9 @@ fn dirs_of(manifest: &Manifest) -> BTreeSet<String> {
     manifest.files().iter().flat_map(|file| file.path.parents()).map(|dir| dir.to_owned()).collect()
 }
 
-/// `None` when it is not there, or not a directory of ours.
+/// Who may do what in a directory; `None` when there is none. A volume may have the set-group-id bit above it, and so in it.
 fn mode_of(dir: &Path) -> Result<Option<u32>, Error> {
-    Ok(look_at(dir)?.filter(|found| found.is_dir()).map(|found| found.mode() & 0o7777))
+    Ok(look_at(dir)?.filter(|found| found.is_dir()).map(|found| found.mode() & 0o777))
 }
 
 fn hub_ref(repo: &str, revision: &str) -> Result<RelPath, Error> {

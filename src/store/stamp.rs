@@ -29,7 +29,7 @@ const MAX_LEASES: usize = 128;
 const LEASE_ATTEMPTS: u32 = 3;
 
 /// `statfs` types of the file systems on which a writer can exchange blocks of two files without moving a time: ext4, XFS.
-const EXCHANGES_BLOCKS: [i64; 2] = [0xEF53, 0x5846_5342];
+const EXCHANGES_BLOCKS: [u64; 2] = [0xEF53, 0x5846_5342];
 
 /// The mode of a blob, and of every link to it.
 pub(super) const BLOB_MODE: u32 = 0o444;
@@ -72,7 +72,7 @@ pub enum Proof {
 impl Stamps {
     /// Stamps of the file system that `root` is on.
     pub(super) fn on(root: &Path) -> Stamps {
-        let kind = rustix::fs::statfs(root).map_or(0, |found| found.f_type as i64);
+        let kind = rustix::fs::statfs(root).map_or(0, |found| u64::try_from(found.f_type).unwrap_or(0));
         Stamps { with_place: EXCHANGES_BLOCKS.contains(&kind), known: Mutex::default() }
     }
 
