@@ -143,22 +143,20 @@ impl Cache {
     /// Blocking: it is durable on return.
     pub(super) fn lease_noted(&self, record: &Record, terms: &Terms) -> Result<LeaseInfo, Error> {
         self.hands()?;
-        // Two requests of one holder become one lease, and its note is what was asked for last.
+        // Two requests of one holder become one lease.
         let _noting = self.0.noting.lock().expect("no panic while notes change");
-        if self.0.ledger.noted_leases() >= MAX_NOTED_LEASES {
+        let known = self.0.ledger.lease_of(&terms.holder, record.id());
+        if known.is_none() && self.0.ledger.noted_leases() >= MAX_NOTED_LEASES {
             return Err(Error::TooManyLeases { most: MAX_NOTED_LEASES });
         }
-        let held = |model| {
-            let known = self.0.ledger.lease_of(&terms.holder, model);
-            Held {
-                id: known.as_ref().map_or_else(new_id, |known| known.id.clone()),
-                model,
-                holder: terms.holder.clone(),
-                since_ms: known.map_or_else(now_ms, |known| known.since_ms),
-                ends: terms.ttl.map(Ends::after),
-            }
+        let asked = terms.ttl.map(Ends::after);
+        let held = Held {
+            id: known.as_ref().map_or_else(new_id, |known| known.id.clone()),
+            model: record.id(),
+            holder: terms.holder.clone(),
+            since_ms: known.as_ref().map_or_else(now_ms, |known| known.since_ms),
+            ends: known.filter(|known| !known.is_over()).map_or(asked, |known| later(known.ends, asked)),
         };
-        let held = held(record.id());
         // It may have been removed since it was found.
         let before = self.0.ledger.lease(held.clone()).map_err(|()| self.why_not_open(&record.reference))?;
         let noted = note_of(&held).map_or(Ok(()), |note| self.0.volume.write_note(&note));
@@ -254,6 +252,12 @@ impl Held {
     pub(super) fn is_over(&self) -> bool {
         self.ends.is_some_and(|ends| ends.at <= Instant::now())
     }
+}
+
+/// Asking again never shortens a lease: who asks may not be who took it. `None` is never.
+fn later(one: Option<Ends>, other: Option<Ends>) -> Option<Ends> {
+    let (one, other) = (one?, other?);
+    Some(if one.at >= other.at { one } else { other })
 }
 
 fn note_of(held: &Held) -> Option<LeaseNote> {

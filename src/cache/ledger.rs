@@ -1,5 +1,7 @@
 //! What is here and what is promised, under the one lock. Nothing waits inside it: no I/O, no `.await`, no callback.
 
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -7,6 +9,7 @@ use super::lease::Held;
 use crate::model::{Bytes, Digest, Holder, Location, Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
 use crate::store::{Blob, PinnedBy};
 use crate::telemetry::metrics::LeaseCounts;
+use leases::Leases;
 
 /// The facts the cache decides by. Cheap to clone.
 #[derive(Clone, Default)]
@@ -20,7 +23,7 @@ struct Facts {
     /// By reference text: its version with the highest sequence.
     current: HashMap<String, ModelId>,
     /// By id. Each is on a model that is in these books.
-    leases: HashMap<String, Held>,
+    leases: Leases,
     /// By reference text.
     pins: BTreeMap<String, Pinned>,
     /// A lease or a pin cannot be read: nobody knows what it keeps.
@@ -192,7 +195,7 @@ impl Ledger {
         };
         let record = facts.models.get(&id).cloned()?;
         let held = held(record.id());
-        facts.leases.insert(held.id.clone(), held.clone());
+        facts.leases.insert(held.clone());
         Some((record, held))
     }
 
@@ -202,7 +205,7 @@ impl Ledger {
         if !facts.models.contains_key(&held.model) {
             return Err(());
         }
-        Ok(facts.leases.insert(held.id.clone(), held))
+        Ok(facts.leases.insert(held))
     }
 
     /// A lease ends.
@@ -212,7 +215,7 @@ impl Ledger {
 
     /// Every lease, also those whose time is over.
     pub(super) fn leases(&self) -> Vec<Held> {
-        self.facts().leases.values().cloned().collect()
+        self.facts().leases.iter().cloned().collect()
     }
 
     /// One lease.
@@ -222,18 +225,18 @@ impl Ledger {
 
     /// The lease this holder has on this version.
     pub(super) fn lease_of(&self, holder: &Holder, model: ModelId) -> Option<Held> {
-        self.facts().leases.values().find(|held| held.model == model && &held.holder == holder).cloned()
+        self.facts().leases.on(model).find(|held| &held.holder == holder).cloned()
     }
 
     /// How many leases outlive their request.
     pub(super) fn noted_leases(&self) -> usize {
-        self.facts().leases.values().filter(|held| !matches!(held.holder, Holder::Connection(_))).count()
+        self.facts().leases.noted()
     }
 
     /// Leases on a version, and whether a pin keeps it.
     pub(super) fn uses_of(&self, id: ModelId) -> (u64, bool) {
         let facts = self.facts();
-        let leases = facts.leases.values().filter(|held| held.model == id && !held.is_over()).count();
+        let leases = facts.leases.on(id).filter(|held| !held.is_over()).count();
         (leases as u64, facts.pin_of(id).is_some())
     }
 
@@ -425,7 +428,7 @@ impl Ledger {
     /// Leases by the kind of their holder.
     pub(super) fn lease_counts(&self) -> LeaseCounts {
         let mut counts = LeaseCounts::default();
-        for held in self.facts().leases.values().filter(|held| !held.is_over()) {
+        for held in self.facts().leases.iter().filter(|held| !held.is_over()) {
             match held.holder {
                 Holder::Pod(_) => counts.pods += 1,
                 Holder::Name(_) => counts.names += 1,
@@ -447,7 +450,7 @@ impl Facts {
         if let Some(why) = &self.unknown_holders {
             return Err(InUse::Unknown(why.clone()));
         }
-        let leases = self.leases.values().filter(|held| held.model == id && !held.is_over());
+        let leases = self.leases.on(id).filter(|held| !held.is_over());
         let mut by: Vec<String> = leases.map(|held| format!("{} (lease `{}`)", held.holder, held.id)).collect();
         by.sort();
         by.extend(self.pin_of(id).map(|pin| format!("a pin on `{}`", pin.reference)));

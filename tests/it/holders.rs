@@ -7,7 +7,7 @@ use larder::cache::{NobodyKnows, PodDirectory};
 use larder::client::Client;
 use larder::fault::{Code, Diagnose};
 use larder::model::Pod;
-use larder::wire::http::{HolderKind, LeaseTerms, OpenRequest, Opened, PinnedBy, PodIdentity};
+use larder::wire::http::{HolderKind, LeaseInfo, LeaseTerms, OpenRequest, Opened, PinnedBy, PodIdentity};
 
 use super::support::larder::Home;
 use super::support::model_origin::ModelOrigin;
@@ -55,7 +55,11 @@ async fn a_leased_model_is_not_removed_until_the_last_lease_is_released() {
         (one.kind, one.holder.as_str(), two.kind, two.holder.as_str()),
         (HolderKind::Pod, "team/vllm-0", HolderKind::Name, "ci")
     );
-    assert_eq!(node.cache().leases(), [one.clone(), two.clone()]);
+    let by_id = |mut leases: Vec<LeaseInfo>| {
+        leases.sort_by(|a, b| a.id.cmp(&b.id));
+        leases
+    };
+    assert_eq!(by_id(node.cache().leases()), by_id(vec![one.clone(), two.clone()]));
     assert_eq!(node.cache().models()[0].leases, 2);
     let said = held(&node, &model);
     assert!(said.contains(&format!("held by ci (lease `{}`), team/vllm-0 (lease `{}`)", two.id, one.id)), "{said}");
@@ -78,6 +82,8 @@ async fn asking_again_for_the_same_holder_renews_its_lease() {
     let again = lease(&node, &model, LeaseTerms { ttl_seconds: Some(3600), ..pod("uid-1") }).lease.unwrap();
     assert_eq!(first.id, again.id);
     assert!(again.expires_at > first.expires_at, "{again:?}");
+    let shorter = lease(&node, &model, LeaseTerms { ttl_seconds: Some(1), ..pod("uid-1") }).lease.unwrap();
+    assert_eq!(shorter, again, "asking again never shortens it");
     let other = lease(&node, &model, pod("uid-2")).lease.unwrap();
     assert_ne!(other.id, again.id);
     assert_eq!(node.cache().leases().len(), 2);
