@@ -72,7 +72,7 @@ impl Choice {
 /// What is wrong with the words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Error {
-    #[error("cannot initialise: {found} words are not pairs of a reference and a directory")]
+    #[error("cannot initialise: each reference needs a directory, and the number of words is {found}")]
     NotPairs { found: usize },
     #[error("cannot initialise: {variable} is neither a JSON list of patterns nor patterns separated by commas")]
     Patterns { variable: &'static str },
