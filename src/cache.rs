@@ -244,7 +244,7 @@ pub enum Error {
         eta: Option<Duration>,
     },
     /// Its bytes were found wrong; it is pulled again.
-    #[error("cannot open `{what}`: the bytes of `{file}` on this disk were wrong; it is being pulled again, {percent} % is here{}",
+    #[error("cannot open `{what}`: the bytes of `{file}` on this disk were wrong or missing; it is being pulled again, {percent} % is here{}",
         eta.map(|eta| format!(", {} to go", humantime::format_duration(eta))).unwrap_or_default())]
     Spoilt {
         /// What was asked for.

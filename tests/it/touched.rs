@@ -66,7 +66,10 @@ async fn changed_bytes_are_not_opened_and_only_they_are_fetched_again() {
 
     let (code, told) = node.open(&m).await.unwrap_err();
     assert_eq!(code, Code::NotReady);
-    assert!(told.contains("the bytes of `d/weights` on this disk were wrong; it is being pulled again"), "{told}");
+    assert!(
+        told.contains("the bytes of `d/weights` on this disk were wrong or missing; it is being pulled again"),
+        "{told}"
+    );
     assert_eq!(node.ready(&m).await, dir);
     assert_whole(&node.open(&m).await.unwrap());
     assert_eq!((quarantined(&node), node.counted(WRONG)), (1, 1));

@@ -169,7 +169,7 @@ impl Cursor<'_> {
     /// Whether there was one.
     fn open_next(&mut self, reading: &Reading<'_>) -> Result<bool, Error> {
         let Some(blob) = self.blobs.find(|blob| blob.size > 0) else { return Ok(false) };
-        let file = reading.volume.open_blob(blob.digest, blob.size)?;
+        let file = reading.volume.read_blob(blob.digest, blob.size)?;
         // Only advice: a file system that does not take it reads all the same.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let mut missing = VecDeque::new();
