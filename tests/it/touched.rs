@@ -208,6 +208,8 @@ async fn what_a_kill_left_without_a_stamp_costs_a_hash_and_no_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_opens_of_a_changed_blob_hash_it_once() {
     let origin = origin(&["m"]).await;
+    // Long enough to be hashed that the others come meanwhile.
+    origin.put("m", "d/weights", &[7; 16 << 20]);
     let node = TestNode::new().leaves_parts().start().await;
     let m = origin.reference("m");
     let dir = node.ready(&m).await;
