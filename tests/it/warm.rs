@@ -298,7 +298,7 @@ async fn bounded<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
 
 #[tokio::test]
 async fn under_a_memory_limit_the_trap_is_told_and_no_more_is_read_than_stays() {
-    const LIMIT: u64 = 64 << 20;
+    const LIMIT: u64 = 128 << 20;
     let group = match MemoryGroup::new("trap", LIMIT) {
         Ok(group) => group,
         Err(why) => return skipped(&why),
@@ -306,7 +306,7 @@ async fn under_a_memory_limit_the_trap_is_told_and_no_more_is_read_than_stays() 
     let home = Home::new();
     let model = home.path().join("large");
     fs::create_dir(&model).unwrap();
-    for n in 0..4u8 {
+    for n in 0..6u8 {
         let mut bytes = vec![0; 32 * MIB];
         blake3::Hasher::new().update(&[n]).finalize_xof().fill(&mut bytes);
         fs::write(model.join(format!("{n}.safetensors")), bytes).unwrap();
@@ -326,7 +326,7 @@ async fn under_a_memory_limit_the_trap_is_told_and_no_more_is_read_than_stays() 
     let warm = status(&ended);
     assert_eq!((ended.code, warm.phase), (Some(0), WarmPhase::Stopped), "{ended:?}");
     let why = warm.why.clone().unwrap();
-    let trap = format!("larder runs under a memory limit of 67.1 MB (`{}`)", group.place().display());
+    let trap = format!("larder runs under a memory limit of 134.2 MB (`{}`)", group.place().display());
     assert!(why.contains(&trap) && why.contains("remove the memory limit (keep the request)"), "{why}");
     assert!(warm.bytes_read > 0 && warm.bytes_read < LIMIT, "{warm:?}");
     assert!(warm.resident_bytes.unwrap() >= warm.bytes_read / 10 * 9, "what was read stays: {:?}", warm.resident_bytes);
