@@ -12,6 +12,7 @@ mod pin;
 mod proof;
 mod pull;
 mod recover;
+mod scrub;
 mod transfer;
 mod warm;
 
@@ -37,6 +38,8 @@ use open::SharedFiles;
 use proof::Proofs;
 pub use pull::PullHandle;
 use pull::Pulls;
+pub use scrub::ScrubHandle;
+use scrub::Scrubs;
 use transfer::Budget;
 pub use warm::WarmHandle;
 use warm::Warms;
@@ -78,6 +81,7 @@ struct Inner {
     pulls: Mutex<Pulls>,
     files: SharedFiles,
     warms: Warms,
+    scrubs: Scrubs,
     proofs: Proofs,
     budget: Arc<Budget>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
@@ -268,6 +272,12 @@ pub enum Error {
         /// What was asked for.
         id: String,
     },
+    /// No such pass.
+    #[error("cannot find the scrub `{id}`: it ended long ago, or never was")]
+    ScrubNotFound {
+        /// What was asked for.
+        id: String,
+    },
     /// No such warm-up.
     #[error("cannot find the warm-up `{id}`: it ended long ago, or never was")]
     WarmNotFound {
@@ -330,6 +340,7 @@ impl Diagnose for Error {
             Error::NotPinned { .. } => Code::NotPinned,
             Error::PinnedByConfig { .. } => Code::PolicyDenied,
             Error::PullNotFound { .. } => Code::PullNotFound,
+            Error::ScrubNotFound { .. } => Code::ScrubNotFound,
             Error::WarmNotFound { .. } => Code::WarmNotFound,
             Error::Cancelled => Code::PullCancelled,
             Error::TooManyPulls { .. } => Code::TooManyPulls,
@@ -383,6 +394,7 @@ impl Diagnose for Error {
             Error::NotPinned { .. } => "see what is pinned with `larder pins`".into(),
             Error::PinnedByConfig { .. } => "take it out of `pull.pinned` and send the daemon SIGHUP".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
+            Error::ScrubNotFound { .. } => "see those there are with `GET /v1/scrubs`".into(),
             Error::WarmNotFound { .. } => "warm the model again: what is resident is not read twice".into(),
             Error::TooManyWarms { .. } => "ask again when one has ended (`GET /v1/warms`)".into(),
             Error::Cancelled => "pull again: it goes on where it stopped".into(),

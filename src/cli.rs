@@ -12,6 +12,7 @@ mod open;
 mod pins;
 mod progress;
 mod report;
+mod scrub;
 mod socket;
 mod table;
 mod warm;
@@ -36,6 +37,7 @@ use init::Init;
 use open::Open;
 use progress::{Followed, Reporter};
 use report::{json, out, say};
+use scrub::Scrub;
 use table::Align;
 
 /// Most threads that run tasks; the disk and the digests have threads of their own.
@@ -92,9 +94,11 @@ enum Command {
     Pin(PinWords),
     /// Take a pin back; the model stays until it is removed
     Unpin(PinWords),
+    /// Read every blob from the disk, and say which are not right
+    Scrub(Scrub),
     /// List the pulls of the daemon
     Pulls(Rendering),
-    /// Stop a pull or a warm-up of the daemon; its bytes stay
+    /// Stop a pull, a warm-up or a scrub of the daemon; its bytes stay
     Cancel(Cancel),
     /// Say how this node is, and what could be better
     Doctor(Rendering),
@@ -263,6 +267,12 @@ enum Error {
     Cancelled { reference: String },
     #[error("cannot take a lease for this pod: {} {} not set", missing.join(", "), if missing.len() == 1 { "is" } else { "are" })]
     NoPod { missing: Vec<&'static str> },
+    #[error("cannot wait for the scrub: interrupted; it goes on in the daemon")]
+    StoppedWatchingScrub { id: String },
+    #[error("cannot finish the scrub: it was stopped")]
+    StoppedScrubbing,
+    #[error("cannot vouch for the volume: of {read}, {wrong} blobs are not right")]
+    Scrubbed { wrong: u64, read: String },
     #[error("cannot warm `{reference}`: it was cancelled; what is resident stays")]
     StoppedWarming { reference: String },
     #[error("cannot follow the {job} of `{reference}`: nothing more is heard of it")]
@@ -287,6 +297,8 @@ impl Diagnose for Error {
             Error::NoPod { .. } => Code::BadRequest,
             Error::StoppedWaiting { job: Kind::WarmUp, .. } | Error::StoppedWarming { .. } => Code::WarmCancelled,
             Error::Unwell { code, .. } => *code,
+            Error::StoppedWatchingScrub { .. } | Error::StoppedScrubbing => Code::PullCancelled,
+            Error::Scrubbed { .. } => Code::StoreCorrupt,
             Error::Output { .. } => Code::DiskError,
             Error::Start { .. } | Error::Bug { .. } => Code::InternalError,
         }
@@ -307,6 +319,13 @@ impl Diagnose for Error {
             Error::NoPod { .. } => {
                 "set them from the downward API: `env: [{name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}, …]` \
                  (metadata.namespace, metadata.name)"
+                    .to_owned()
+            }
+            Error::StoppedWatchingScrub { id } => format!("`larder cancel {id}` stops it"),
+            Error::StoppedScrubbing => "`larder scrub` begins again".to_owned(),
+            Error::Scrubbed { .. } => {
+                "look for disk errors (`dmesg`); what is wrong is in quarantine, and models that list it are pulled again \
+                 (`larder pulls`)"
                     .to_owned()
             }
             Error::StoppedWarming { reference } => format!("`larder warm '{reference}'` goes on from there"),
@@ -349,6 +368,7 @@ impl Cli {
             | Command::Pins(rendering)
             | Command::Pin(PinWords { rendering, .. })
             | Command::Unpin(PinWords { rendering, .. })
+            | Command::Scrub(Scrub { rendering, .. })
             | Command::Open(Open { rendering, .. })
             | Command::Warm(Warm { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
@@ -400,6 +420,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Pins(_) => pins::list(&cli.load()?, output).await,
         Command::Pin(words) => pins::pin(cli, words).await,
         Command::Unpin(words) => pins::unpin(cli, words).await,
+        Command::Scrub(words) => scrub::run(cli, words).await,
         Command::Pulls(_) => pulls(&cli.load()?, output).await,
         Command::Cancel(Cancel { id, .. }) => cancel(&cli.load()?, id, output).await,
         Command::Doctor(_) => doctor::run(&cli.load()?, output).await,
@@ -607,7 +628,10 @@ fn pull_table(pulls: &[PullStatus]) -> String {
 
 async fn cancel(config: &Config, id: &str, output: Output) -> Result<(), Problem> {
     let daemon = Door::of_daemon(config).await?;
-    let (body, phase, reference) = if id.starts_with('w') {
+    let (body, phase, reference) = if id.starts_with('s') {
+        let status = daemon.cancel_scrub(id).await?;
+        (json(&status), status.phase.text(), "the scrub".to_owned())
+    } else if id.starts_with('w') {
         let status = daemon.cancel_warm(id).await?;
         (json(&status), status.phase.text(), status.reference)
     } else {

@@ -36,6 +36,8 @@ pub struct Config {
     pub pull: PullConfig,
     /// `[serve]`
     pub serve: ServeConfig,
+    /// `[scrub]`
+    pub scrub: ScrubConfig,
     /// `[log]`
     pub log: LogConfig,
     effective: Vec<Effective>,
@@ -80,6 +82,15 @@ pub struct ServeConfig {
     pub warm_on_open: bool,
     /// Whether each model has a metric of its own.
     pub metrics_by_model: bool,
+}
+
+/// What the daemon reads by itself.
+#[derive(Debug, Clone)]
+pub struct ScrubConfig {
+    /// Bytes a second; `None`: nothing is read.
+    pub rate: Option<Bytes>,
+    /// Time between two passes.
+    pub every: Duration,
 }
 
 /// Logs.
@@ -299,6 +310,7 @@ impl Config {
                 warm_on_open: false,
                 metrics_by_model: false,
             },
+            scrub: ScrubConfig { rate: None, every: Duration::ZERO },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
         }

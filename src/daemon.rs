@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, NobodyKnows};
-use crate::config::Config;
+use crate::config::{Config, ScrubConfig};
 use crate::fault::{Code, Problem};
 use crate::serve::{self, Door, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
@@ -129,7 +129,7 @@ impl Daemon {
             resuming.pull_pinned();
         })
         .await?;
-        let tending = tokio::spawn(tend(cache.clone()));
+        let tending = tokio::spawn(tend(cache.clone(), config.scrub.clone()));
         drop(starting);
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),
@@ -168,19 +168,23 @@ impl Daemon {
 }
 
 /// Does from time to time what nobody asks for: writes recency, so that a crash loses seconds of it; ends leases; pulls
-/// what is pinned and not here.
-async fn tend(cache: Cache) {
+/// what is pinned and not here; scrubs.
+async fn tend(cache: Cache, scrub: ScrubConfig) {
     let mut ticks = tokio::time::interval(TEND_EVERY);
     let mut missing = Backoff::new();
     loop {
         ticks.tick().await;
         let tended = cache.clone();
         let due = missing.is_due(cache.lacks_pinned());
+        let scrub = scrub.clone();
         let work = blocking(move || {
             tended.flush();
             tended.end_leases(&NobodyKnows);
             if due {
                 tended.pull_pinned();
+            }
+            if let Some(rate) = scrub.rate {
+                tended.scrub_in_background(rate.0, scrub.every);
             }
         });
         if work.await.is_err() {

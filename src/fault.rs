@@ -149,6 +149,8 @@ codes! {
     NotPinned = "not-pinned" => NotFound,
     /// No warm-up has this id.
     WarmNotFound = "warm-not-found" => NotFound,
+    /// No scrub has this id.
+    ScrubNotFound = "scrub-not-found" => NotFound,
     /// The path of the API does not exist.
     RouteNotFound = "route-not-found" => NotFound,
     /// 401 or 403 and no credential was sent.

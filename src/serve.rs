@@ -10,6 +10,7 @@ mod pins;
 mod problem;
 mod pulls;
 mod request;
+mod scrubs;
 mod warms;
 
 use std::fs;

@@ -21,6 +21,7 @@ mod io;
 mod layout;
 mod note;
 mod record;
+mod scrub;
 mod snapshot;
 mod stamp;
 mod sweep;
@@ -41,6 +42,7 @@ pub use descriptors::Descriptors;
 pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey};
 pub use layout::snapshot_path;
 pub use note::{LeaseNote, Note, NotedHolder, PendingPull, PinNote, PinnedBy};
+pub use scrub::{SCRUB_BLOCK_BYTES, ScrubNote, Scrubbed};
 pub use stamp::{Proof, StampChange};
 pub use sweep::{Swept, UNNAMED_KEPT};
 

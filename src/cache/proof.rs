@@ -206,7 +206,7 @@ impl Cache {
 
     /// Takes bytes that are wrong (those of this inode), or gone, out of the books, and the models that list them out of the
     /// public tree: what is named is whole. Their records stay, so leases and pins know what they keep.
-    fn give_up(&self, digest: Digest, inode: Option<u64>) -> Result<(), Error> {
+    pub(super) fn give_up(&self, digest: Digest, inode: Option<u64>) -> Result<(), Error> {
         let mut again = Vec::new();
         {
             let _naming = self.0.naming.lock().expect("no panic while names change");

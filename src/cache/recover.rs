@@ -76,6 +76,7 @@ impl Cache {
             pulls: Default::default(),
             files: Default::default(),
             warms: Default::default(),
+            scrubs: Default::default(),
             proofs: Default::default(),
             budget,
             naming: Default::default(),

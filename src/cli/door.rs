@@ -7,6 +7,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 
 use super::Error;
+use super::progress::Job;
 use crate::cache::Cache;
 use crate::client::Client;
 use crate::config::Config;
@@ -14,13 +15,14 @@ use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
 use crate::wire::http::{
-    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness, Removed, WarmRequest, WarmStatus,
+    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness, Removed, ScrubRequest, ScrubStatus,
+    WarmRequest, WarmStatus,
 };
 
 /// Longest wait for jobs to stop where they are, when this process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often a daemon is asked how far a warm-up is.
+/// How often a daemon is asked how far a warm-up or a scrub is.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// The states of one job, until a final one.
@@ -83,10 +85,27 @@ impl Door {
     pub(super) async fn warm(&self, reference: &ModelRef) -> Result<Statuses<WarmStatus>, Problem> {
         match self {
             Door::Daemon(client) => {
-                let first = client.warm(&WarmRequest::of(reference)).await?;
-                Ok(stream::unfold((client.clone(), Some(first), true), ask_again).boxed())
+                let (client, first) = (client.clone(), client.warm(&WarmRequest::of(reference)).await?);
+                Ok(asked(first, move |last| {
+                    let client = client.clone();
+                    async move { client.warm_status(&last.id).await }
+                }))
             }
             Door::Here(cache) => Ok(states(cache.warm(reference)?.status)),
+        }
+    }
+
+    /// Joins or starts a scrub. Dropping the stream does not stop it.
+    pub(super) async fn scrub(&self, bytes_per_second: Option<u64>) -> Result<Statuses<ScrubStatus>, Problem> {
+        match self {
+            Door::Daemon(client) => {
+                let (client, first) = (client.clone(), client.scrub(&ScrubRequest { bytes_per_second }).await?);
+                Ok(asked(first, move |last| {
+                    let client = client.clone();
+                    async move { client.scrub_status(&last.id).await }
+                }))
+            }
+            Door::Here(cache) => Ok(states(cache.scrub(bytes_per_second)?.status)),
         }
     }
 
@@ -198,22 +217,28 @@ fn states<J: Clone + Send + Sync + 'static>(receiver: watch::Receiver<J>) -> Sta
     states.boxed()
 }
 
-type Asking = (Client, Option<WarmStatus>, bool);
-
-/// The next state of a warm-up of the daemon: the one at hand, or what it answers after a while; none after a final one
-/// and after a problem.
-async fn ask_again((client, last, fresh): Asking) -> Option<(Result<WarmStatus, Problem>, Asking)> {
-    let last = last?;
-    if fresh {
-        return Some((Ok(last.clone()), (client, Some(last), false)));
-    }
-    if last.phase.is_final() {
-        return None;
-    }
-    tokio::time::sleep(ASK_EVERY).await;
-    let next = client.warm_status(&last.id).await;
-    let known = next.as_ref().ok().cloned();
-    Some((next, (client, known, false)))
+/// The states of a job of the daemon that is asked for from time to time: the first one, then what `ask` answers, until a
+/// final one or a problem.
+fn asked<J, A, F>(first: J, ask: A) -> Statuses<J>
+where
+    J: Job + Clone + Send + 'static,
+    A: Fn(J) -> F + Send + 'static,
+    F: Future<Output = Result<J, Problem>> + Send,
+{
+    let states = stream::unfold((Some(first), true, ask), |(last, fresh, ask)| async move {
+        let last = last?;
+        if fresh {
+            return Some((Ok(last.clone()), (Some(last), false, ask)));
+        }
+        if last.is_final() {
+            return None;
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+        let next = ask(last).await;
+        let known = next.as_ref().ok().cloned();
+        Some((next, (known, false, ask)))
+    });
+    states.boxed()
 }
 
 /// The daemon, if one answers. A socket that was named for this command must have one.

@@ -13,7 +13,8 @@ use url::Url;
 use crate::fault::{Code, Problem};
 use crate::wire::http::{
     LeaseInfo, LeaseList, ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest,
-    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed, WarmList, WarmRequest, WarmStatus,
+    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed, ScrubList, ScrubRequest, ScrubStatus, WarmList,
+    WarmRequest, WarmStatus,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -160,6 +161,26 @@ impl Client {
     /// Removes a model by id, or all versions of a reference.
     pub async fn remove(&self, name: &str) -> Result<Removed, Problem> {
         self.ask(self.request(Method::DELETE, &["v1", "models", name])).await
+    }
+
+    /// Asks for a scrub, or joins the one that somebody has asked for.
+    pub async fn scrub(&self, request: &ScrubRequest) -> Result<ScrubStatus, Problem> {
+        self.ask(self.request(Method::POST, &["v1", "scrubs"]).json(request)).await
+    }
+
+    /// The scrubs the daemon remembers, newest first.
+    pub async fn scrubs(&self) -> Result<Vec<ScrubStatus>, Problem> {
+        Ok(self.ask::<ScrubList>(self.request(Method::GET, &["v1", "scrubs"])).await?.scrubs)
+    }
+
+    /// A scrub as it stands now.
+    pub async fn scrub_status(&self, id: &str) -> Result<ScrubStatus, Problem> {
+        self.ask(self.request(Method::GET, &["v1", "scrubs", id])).await
+    }
+
+    /// Stops a scrub.
+    pub async fn cancel_scrub(&self, id: &str) -> Result<ScrubStatus, Problem> {
+        self.ask(self.request(Method::DELETE, &["v1", "scrubs", id])).await
     }
 
     /// Asks for a warm-up, or joins it.

@@ -202,6 +202,23 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Bool(|c| &mut c.serve.metrics_by_model),
     },
     Setting {
+        key: "scrub.rate",
+        env: "LARDER_SCRUB_RATE",
+        flag: None,
+        default: Fallback::Text("20MB"),
+        doc: "Bytes a second that the daemon reads by itself to find out whether the disk still gives what was written. \
+              `none`: it does not; `larder scrub` does when it is asked.",
+        slot: Slot::Quota(|c| &mut c.scrub.rate, 1_000_000..=PB),
+    },
+    Setting {
+        key: "scrub.every",
+        env: "LARDER_SCRUB_EVERY",
+        flag: None,
+        default: Fallback::Text("30d"),
+        doc: "Time between the end of one such pass over all blobs and the beginning of the next.",
+        slot: Slot::Time(|c| &mut c.scrub.every, Duration::from_secs(3600)..=Duration::from_secs(365 * 24 * 3600)),
+    },
+    Setting {
         key: "log.format",
         env: "LARDER_LOG_FORMAT",
         flag: None,

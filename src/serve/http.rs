@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::PROBLEM_JSON;
-use super::{Door, health, leases, models, pins, pulls, request, warms};
+use super::{Door, health, leases, models, pins, pulls, request, scrubs, warms};
 use crate::wire::http::ProblemBody;
 
 #[derive(OpenApi)]
@@ -18,6 +18,7 @@ use crate::wire::http::ProblemBody;
         (name = "models", description = "What is local"),
         (name = "leases", description = "Who uses what"),
         (name = "pins", description = "What is kept"),
+        (name = "scrubs", description = "Look at every byte on the disk"),
         (name = "warms", description = "Bring a model into memory"),
         (name = "health", description = "For probes and Prometheus"),
     ),
@@ -36,6 +37,8 @@ fn routes() -> OpenApiRouter<Door> {
         .routes(routes!(leases::release)) //                       DELETE  /v1/leases/{id}
         .routes(routes!(pins::pin, pins::list)) //          POST   GET     /v1/pins
         .routes(routes!(pins::unpin)) //                           DELETE  /v1/pins/{name}
+        .routes(routes!(scrubs::submit, scrubs::list)) //   POST   GET     /v1/scrubs
+        .routes(routes!(scrubs::show, scrubs::cancel)) //   GET    DELETE  /v1/scrubs/{id}
         .routes(routes!(warms::submit, warms::list)) //     POST   GET     /v1/warms
         .routes(routes!(warms::show, warms::cancel)) //     GET    DELETE  /v1/warms/{id}
         .routes(routes!(health::livez)) //                  GET            /livez

@@ -10,6 +10,7 @@
 //!        pulls/<id>          pulls to resume
 //!        leases/<id>         leases that outlive their request
 //!        pins/<32 hex>       references that are kept; name = BLAKE3 of the reference, cut
+//!        scrub               how far scrubbing has come
 //!        quarantine/<64 hex> blobs found wrong
 //!        index-v1/           owned by `index`
 //!        public/             the only directory that pods see
@@ -136,6 +137,10 @@ impl Layout {
 
     pub(super) fn pins(&self) -> PathBuf {
         self.root.join("pins")
+    }
+
+    pub(super) fn scrub(&self) -> PathBuf {
+        self.root.join("scrub")
     }
 
     pub(super) fn quarantine(&self) -> PathBuf {

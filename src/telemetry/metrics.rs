@@ -53,6 +53,8 @@ pub const METRICS: &[Described] = &[
         "Blobs hashed again because something touched them: right, renewed (right, but writable by others) or wrong",
     ),
     described("larder_snapshots_mended_total", &[], "Directories of models that were not as larder left them"),
+    described("larder_scrubbed_bytes_total", &[], "Bytes of blobs read from the disk by scrubbing"),
+    described("larder_scrub_findings_total", &["found"], "Blobs that scrubbing found wrong, missing or unreadable"),
     described("larder_swept_bytes_total", &[], "Bytes of nameless files that were cleared away"),
     described("larder_http_requests_total", &["route", "status"], "Answers of the HTTP API"),
     described("larder_http_request_duration_seconds", &["route"], "From a request to the head of its answer"),
@@ -200,6 +202,11 @@ struct TextLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FoundLabel {
+    found: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailureLabel {
     fault: &'static str,
     code: &'static str,
@@ -286,6 +293,8 @@ pub struct Metrics {
     index_rebuilds: Counter,
     proofs: Family<TextLabel, Counter>,
     snapshots_mended: Counter,
+    scrubbed_bytes: Counter,
+    scrub_findings: Family<FoundLabel, Counter>,
     swept_bytes: Counter,
     http_requests: Family<RouteStatusLabel, Counter>,
     http_seconds: Histograms<RouteLabel>,
@@ -333,10 +342,15 @@ impl Metrics {
             index_rebuilds: Counter::default(),
             proofs: Family::default(),
             snapshots_mended: Counter::default(),
+            scrubbed_bytes: Counter::default(),
+            scrub_findings: Family::default(),
             swept_bytes: Counter::default(),
             http_requests: Family::default(),
             http_seconds: Family::new_with_constructor(http_seconds),
         };
+        for found in ["wrong", "missing", "unreadable"] {
+            drop(metrics.scrub_findings.get_or_create(&FoundLabel { found }));
+        }
         for outcome in PullOutcome::ALL {
             drop(metrics.pulls.get_or_create(&OutcomeLabel { outcome }));
         }
@@ -363,6 +377,8 @@ impl Metrics {
         register(to, "larder_index_rebuilds_total", metrics.index_rebuilds.clone());
         register(to, "larder_proofs_total", metrics.proofs.clone());
         register(to, "larder_snapshots_mended_total", metrics.snapshots_mended.clone());
+        register(to, "larder_scrubbed_bytes_total", metrics.scrubbed_bytes.clone());
+        register(to, "larder_scrub_findings_total", metrics.scrub_findings.clone());
         register(to, "larder_swept_bytes_total", metrics.swept_bytes.clone());
         register(to, "larder_http_requests_total", metrics.http_requests.clone());
         register(to, "larder_http_request_duration_seconds", metrics.http_seconds.clone());
@@ -414,6 +430,16 @@ impl Metrics {
     /// A blob was hashed again.
     pub fn proved(&self, outcome: ProofOutcome) {
         self.proofs.get_or_create(&TextLabel { outcome: outcome.text() }).inc();
+    }
+
+    /// Scrubbing reads bytes.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.scrubbed_bytes.inc_by(bytes);
+    }
+
+    /// Scrubbing found a blob that is not right.
+    pub fn scrub_found(&self, found: &'static str) {
+        self.scrub_findings.get_or_create(&FoundLabel { found }).inc();
     }
 
     /// A directory was laid out again, because it was not as it was left.

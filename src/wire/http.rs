@@ -274,6 +274,141 @@ impl WarmStatus {
     }
 }
 
+/// Asks for all blobs to be read from the disk and hashed again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubRequest {
+    /// Bytes a second; as fast as the disk without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+/// Where a scrub stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubPhase {
+    /// Blobs are read and hashed.
+    Reading,
+    /// Every blob was looked at.
+    Done,
+    /// Somebody took it back, or the daemon ended.
+    Cancelled,
+    /// It ended with an error; `error` says which.
+    Failed,
+}
+
+impl ScrubPhase {
+    /// Whether nothing will happen any more.
+    pub fn is_final(self) -> bool {
+        self != ScrubPhase::Reading
+    }
+
+    /// The phase as it is printed.
+    pub fn text(self) -> &'static str {
+        match self {
+            ScrubPhase::Reading => "reading",
+            ScrubPhase::Done => "done",
+            ScrubPhase::Cancelled => "cancelled",
+            ScrubPhase::Failed => "failed",
+        }
+    }
+}
+
+/// What is wrong with a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// Its bytes are not what its name says. It is in quarantine.
+    Wrong,
+    /// It is gone.
+    Missing,
+    /// The disk does not give its bytes. It is in quarantine.
+    Unreadable,
+}
+
+impl Found {
+    /// As it is printed.
+    pub fn text(self) -> &'static str {
+        match self {
+            Found::Wrong => "wrong",
+            Found::Missing => "missing",
+            Found::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// A blob that is not right, and a file it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubFinding {
+    /// `blake3:…`
+    pub blob: String,
+    /// What is wrong with it.
+    pub found: Found,
+    /// The model that lists it, if one does. It is pulled again.
+    pub reference: Option<String>,
+    /// The file of the model.
+    pub file: Option<String>,
+}
+
+/// A scrub, as it stands now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// Names the scrub until the daemon ends.
+    pub id: String,
+    /// Where it stands.
+    pub phase: ScrubPhase,
+    /// Whether the daemon began it by itself.
+    pub in_background: bool,
+    /// Bytes a second at most, if that is bounded.
+    pub rate_bytes_per_second: Option<u64>,
+    /// Blobs that were looked at.
+    pub blobs_done: u64,
+    /// Blobs in all.
+    pub blobs_total: u64,
+    /// Bytes that were read.
+    pub bytes_done: u64,
+    /// Bytes in all.
+    pub bytes_total: u64,
+    /// What is wrong; a thousand lines at most.
+    pub findings: Vec<ScrubFinding>,
+    /// Blobs that are not right.
+    pub findings_total: u64,
+    /// What went wrong, when it failed.
+    pub error: Option<ProblemBody>,
+    /// RFC 3339.
+    pub started_at: String,
+    /// RFC 3339; when it ended.
+    pub ended_at: Option<String>,
+}
+
+impl ScrubStatus {
+    /// A scrub that has just begun.
+    pub fn started(id: &str, rate: Option<u64>, in_background: bool, started_at: String) -> ScrubStatus {
+        ScrubStatus {
+            id: id.to_owned(),
+            phase: ScrubPhase::Reading,
+            in_background,
+            rate_bytes_per_second: rate,
+            blobs_done: 0,
+            blobs_total: 0,
+            bytes_done: 0,
+            bytes_total: 0,
+            findings: Vec::new(),
+            findings_total: 0,
+            error: None,
+            started_at,
+            ended_at: None,
+        }
+    }
+}
+
+/// All scrubs the daemon remembers, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ScrubList {
+    /// The scrubs.
+    pub scrubs: Vec<ScrubStatus>,
+}
+
 /// All warm-ups the daemon remembers, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WarmList {

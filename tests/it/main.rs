@@ -13,6 +13,7 @@ mod init;
 mod pull;
 mod readers_page;
 mod real;
+mod scrub;
 mod sharing;
 mod source_az;
 mod source_file;

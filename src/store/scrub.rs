@@ -1,0 +1,189 @@
+//! Scrubbing: the bytes of a blob as the disk has them, not as memory has them, are hashed again.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+use serde::{Deserialize, Serialize};
+
+use super::io::{self, read_small};
+use super::layout::Scratch;
+use super::record::json_line;
+use super::{Error, Volume};
+use crate::model::{Digest, Digester, Verified};
+
+/// Bytes of one read. A power of two, so that reads past the page cache begin where a disk's blocks do.
+pub const SCRUB_BLOCK_BYTES: usize = 1 << 20;
+
+/// What every disk takes as the beginning of a buffer in memory.
+const ALIGNMENT: usize = 4096;
+
+/// What a look at the bytes of a blob on the disk found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scrubbed {
+    /// They are right.
+    Right,
+    /// They are wrong: those of this inode.
+    Wrong {
+        /// The inode.
+        inode: u64,
+    },
+    /// The disk does not give them.
+    Unreadable {
+        /// The inode.
+        inode: u64,
+        /// The system's words.
+        why: String,
+    },
+    /// There is no such blob.
+    Missing,
+    /// The caller has had enough.
+    Stopped,
+}
+
+/// How far scrubbing has come, over restarts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubNote {
+    /// Blobs up to this digest have been scrubbed in the pass that is under way.
+    pub reached: Option<Digest>,
+    /// When the last whole pass ended, if one did; milliseconds since the Unix epoch.
+    pub ended_ms: Option<u64>,
+}
+
+impl Volume {
+    /// Reads a blob from the disk and compares it with its name. `go_on` is told of each block's bytes before it is read, may
+    /// wait, and ends it by `false`. Nothing is changed, and nothing is locked meanwhile.
+    pub fn scrub_blob(&self, digest: Digest, size: u64, mut go_on: impl FnMut(u64) -> bool) -> Result<Scrubbed, Error> {
+        let path = self.blob_path(digest);
+        let Some(file) = io::open_file(&path)? else { return Ok(Scrubbed::Missing) };
+        let found = file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source })?;
+        let inode = found.ino();
+        if found.len() != size {
+            return Ok(Scrubbed::Wrong { inode });
+        }
+        past_the_page_cache(&file);
+        let mut digester = Digester::new(None, size);
+        let mut space = vec![0; SCRUB_BLOCK_BYTES + ALIGNMENT];
+        let skipped = space.as_ptr().align_offset(ALIGNMENT);
+        let block = &mut space[skipped..][..SCRUB_BLOCK_BYTES];
+        let mut at = 0;
+        while at < size {
+            if !go_on((size - at).min(SCRUB_BLOCK_BYTES as u64)) {
+                return Ok(Scrubbed::Stopped);
+            }
+            match file.read_at(block, at) {
+                Ok(0) => break,
+                Ok(got) => {
+                    digester.update(&block[..got]);
+                    at += got as u64;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // The file system takes no reads past the page cache after all.
+                Err(e) if e.kind() == ErrorKind::InvalidInput && through_the_page_cache(&file) => {}
+                Err(e) => return Ok(Scrubbed::Unreadable { inode, why: e.to_string() }),
+            }
+        }
+        Ok(match digester.finish() {
+            Verified::As(found) if found == digest => Scrubbed::Right,
+            _ => Scrubbed::Wrong { inode },
+        })
+    }
+
+    /// How far scrubbing has come. What cannot be read is forgotten: it costs that a pass begins anew.
+    pub fn scrub_note(&self) -> ScrubNote {
+        let bytes = read_small(&self.layout.scrub()).ok().flatten().unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Remembers it. Durable on return.
+    pub fn write_scrub_note(&self, note: &ScrubNote) -> Result<(), Error> {
+        self.disk.replace(&self.layout.scratch(Scratch::File), &self.layout.scrub(), &json_line(note), 0o600)
+    }
+
+    /// What was right before is not known to be so any more: the next open hashes it.
+    pub fn distrust(&self, digest: Digest) -> Result<(), Error> {
+        let path = self.blob_path(digest);
+        if let Some(found) = io::look_at(&path)? {
+            self.stamps.forget(found.ino());
+        }
+        Ok(())
+    }
+}
+
+/// From here on the disk itself is read, and what others keep in memory stays there.
+fn past_the_page_cache(file: &File) {
+    let direct = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT));
+    if direct.is_err() {
+        // What nobody has mapped goes, and is read anew.
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
+    }
+}
+
+/// Whether it was not so before.
+fn through_the_page_cache(file: &File) -> bool {
+    let Ok(flags) = fcntl_getfl(file) else { return false };
+    let was_direct = flags.contains(OFlags::DIRECT) && fcntl_setfl(file, flags - OFlags::DIRECT).is_ok();
+    if was_direct {
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
+    }
+    was_direct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ingest::tests::stored;
+    use std::fs;
+    use std::path::Path;
+
+    fn spoil(path: &Path, bytes: &[u8], at: u64) {
+        // As a disk does: the inode stays, and a writer that is no reader of ours has it for a moment.
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        file.sync_all().unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+
+    #[test]
+    fn each_byte_of_a_blob_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        for size in [0, 1, 4096, SCRUB_BLOCK_BYTES, SCRUB_BLOCK_BYTES + 17, 3 * SCRUB_BLOCK_BYTES] {
+            let bytes: Vec<u8> = (0..size).map(|n| (n * 7 + size) as u8).collect();
+            let blob = stored(&volume, &bytes);
+            let scrub = || volume.scrub_blob(blob.digest, blob.size, |_| true).unwrap();
+            assert_eq!(scrub(), Scrubbed::Right, "{size}");
+            if size > 0 {
+                spoil(&volume.blob_path(blob.digest), &[bytes[size - 1] ^ 1], size as u64 - 1);
+                assert!(matches!(scrub(), Scrubbed::Wrong { .. }), "{size}");
+            }
+            fs::remove_file(volume.blob_path(blob.digest)).unwrap();
+            assert_eq!(scrub(), Scrubbed::Missing);
+        }
+    }
+
+    #[test]
+    fn a_short_and_a_long_blob_are_wrong_and_a_scrub_can_be_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, b"bytes");
+        assert_eq!(volume.scrub_blob(blob.digest, 5, |_| false).unwrap(), Scrubbed::Stopped);
+        spoil(&volume.blob_path(blob.digest), b"more", 5);
+        assert!(matches!(volume.scrub_blob(blob.digest, 5, |_| true).unwrap(), Scrubbed::Wrong { .. }));
+    }
+
+    #[test]
+    fn how_far_it_has_come_survives_and_garbage_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        assert_eq!(volume.scrub_note(), ScrubNote::default());
+        let note = ScrubNote { reached: Some(Digest::of(b"x")), ended_ms: Some(7) };
+        volume.write_scrub_note(&note).unwrap();
+        assert_eq!(volume.scrub_note(), note);
+        fs::write(dir.path().join("scrub"), "{").unwrap();
+        assert_eq!(volume.scrub_note(), ScrubNote::default());
+    }
+}
