@@ -64,11 +64,16 @@ impl Cache {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
         let record = self.0.ledger.current(&reference);
-        let lease = match (&record, terms) {
-            (Some(record), Some(terms)) => Some(self.lease_noted(record, &terms)?),
+        let (mut model, _) = self.opened(&reference, record.clone())?;
+        // Last, so that an open that is refused leaves none behind; if it has gone since, this is refused too.
+        let lease = match (record, terms) {
+            (Some(record), Some(terms)) => {
+                let lease = self.lease_noted(&record, &terms)?;
+                (model.leases, model.pinned) = self.0.ledger.uses_of(record.id());
+                Some(lease)
+            }
             _ => None,
         };
-        let (model, _) = self.opened(&reference, record)?;
         if asked.warm {
             self.warm_in_background(&reference, &model.version);
         }
