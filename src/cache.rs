@@ -450,7 +450,7 @@ impl Cache {
             blob_bytes: totals.blob_bytes,
             reserved_bytes: totals.reserved_bytes,
             quota_bytes: self.0.config.quota.map(|quota| quota.0),
-            free_bytes: self.0.volume.free_bytes().unwrap_or(0),
+            free_bytes: self.0.volume.space().map_or(0, |space| space.free_bytes),
             pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
             leases: self.0.ledger.lease_counts(),
             volume_read_only: self.read_only_because().is_some(),
@@ -492,7 +492,7 @@ impl Cache {
     }
 
     fn room(&self) -> Result<Room, Error> {
-        let free = self.0.volume.free_bytes()?.saturating_sub(self.0.config.min_free.0);
+        let free = self.0.volume.space()?.free_bytes.saturating_sub(self.0.config.min_free.0);
         Ok(Room { quota: self.0.config.quota, free_bytes: free })
     }
 }

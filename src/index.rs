@@ -5,11 +5,14 @@
 //! So whatever goes wrong with sled, the directory is moved aside and an empty index takes its place. A missing entry
 //! only costs fetching or hashing again; a wrong one is told by its seal and counts as missing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::fs;
 use std::io;
+use std::num::ParseIntError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,13 +31,31 @@ const CACHE_BYTES: u64 = 16 << 20;
 
 const FLUSH_EVERY_MS: u64 = 500;
 
-/// Claims, recency and stamps. Every call may block on the disk, but for [`Index::touch`].
+/// Claims, recency and stamps. Every call may block on the disk, but for what is said and asked of uses.
 pub struct Index {
     dir: PathBuf,
     rebuilt: bool,
     sled: Sled,
-    /// Touches since the last flush: as many as there are models.
-    touched: Mutex<BTreeMap<ModelId, u64>>,
+    uses: Mutex<Uses>,
+}
+
+/// When a model was last used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LastUse {
+    /// How many uses of any model there were until then, in the life of the volume. It is this that decides what was used
+    /// less recently, because clocks jump.
+    pub tick: u64,
+    /// When it was last opened, if ever; milliseconds since the Unix epoch. For people.
+    pub opened_ms: Option<u64>,
+}
+
+/// As many as there are models.
+#[derive(Default)]
+struct Uses {
+    last: HashMap<ModelId, LastUse>,
+    /// Not written yet.
+    changed: BTreeSet<ModelId>,
+    ticks: u64,
 }
 
 struct Sled {
@@ -95,7 +116,8 @@ impl Index {
                 (sled, true)
             }
         };
-        Ok(Index { dir: dir.to_owned(), rebuilt, sled, touched: Mutex::new(BTreeMap::new()) })
+        let uses = Mutex::new(catch_unwind(AssertUnwindSafe(|| sled.uses())).unwrap_or_default());
+        Ok(Index { dir: dir.to_owned(), rebuilt, sled, uses })
     }
 
     /// Whether an index was there and had to be given up.
@@ -106,6 +128,7 @@ impl Index {
     /// Makes the index hold what the records say, and nothing of models that have none. Idempotent.
     pub fn reconcile(&self, records: &[Record]) -> Result<(), Error> {
         let ids: BTreeSet<String> = records.iter().map(|record| record.id().to_string()).collect();
+        self.uses().last.retain(|id, _| ids.contains(&id.to_string()));
         self.writing(|sled| {
             for entry in &sled.claims {
                 let (key, _) = entry?;
@@ -150,7 +173,11 @@ impl Index {
     /// Forgets what a record says, and when its model was last opened.
     pub fn remove(&self, record: &Record) -> Result<(), Error> {
         let id = record.id();
-        self.touched().remove(&id);
+        {
+            let mut uses = self.uses();
+            uses.last.remove(&id);
+            uses.changed.remove(&id);
+        }
         self.writing(|sled| {
             let mut batch = sled::Batch::default();
             for (claim, _) in &record.claims {
@@ -162,19 +189,25 @@ impl Index {
         })
     }
 
-    /// The model was opened now. In memory; [`Index::flush`] writes it. Time does not go backwards: an earlier time than
-    /// the last one changes nothing.
-    pub fn touch(&self, id: ModelId, at_ms: u64) {
-        let mut touched = self.touched();
-        let last = touched.entry(id).or_default();
-        *last = at_ms.max(*last);
+    /// The model was opened now. In memory; [`Index::flush`] writes it.
+    pub fn opened(&self, id: ModelId, at_ms: u64) {
+        self.uses().now(id).opened_ms = Some(at_ms);
     }
 
-    /// When the model was last opened, in milliseconds since the Unix epoch; touches not yet flushed count.
-    pub fn last_opened_ms(&self, id: ModelId) -> Option<u64> {
-        let touched = self.touched().get(&id).copied();
-        let stored = catch_unwind(AssertUnwindSafe(|| self.sled.last_opened_ms(id))).unwrap_or_default();
-        touched.max(stored)
+    /// The model was pulled, or confirmed by a pull, now: a use too, because what somebody has just asked for is not what
+    /// was used least recently. In memory; [`Index::flush`] writes it.
+    pub fn pulled(&self, id: ModelId) {
+        self.uses().now(id);
+    }
+
+    /// When the model was last used. In memory, as is the next.
+    pub fn last_use(&self, id: ModelId) -> LastUse {
+        self.uses().last.get(&id).copied().unwrap_or_default()
+    }
+
+    /// When each model was last used.
+    pub fn last_uses(&self) -> HashMap<ModelId, LastUse> {
+        self.uses().last.clone()
     }
 
     /// Every stamp that can be read, with the digest of the bytes its inode holds.
@@ -205,15 +238,17 @@ impl Index {
         })
     }
 
-    /// Writes the touches and makes the index durable.
+    /// Writes the uses and makes the index durable.
     pub fn flush(&self) -> Result<(), Error> {
-        let touched = self.touched().clone();
+        let changed: Vec<(ModelId, LastUse)> = {
+            let uses = self.uses();
+            uses.changed.iter().filter_map(|id| Some((*id, *uses.last.get(id)?))).collect()
+        };
         self.writing(|sled| {
             let mut batch = sled::Batch::default();
-            for (id, at_ms) in &touched {
-                let at_ms = sled.last_opened_ms(*id).unwrap_or_default().max(*at_ms);
+            for (id, last) in &changed {
                 let key = id.to_string();
-                batch.insert(key.as_str(), seal(key.as_bytes(), &at_ms.to_string()));
+                batch.insert(key.as_str(), seal(key.as_bytes(), &last.to_string()));
             }
             sled.recency.apply_batch(batch)?;
             sled.db.flush()?;
@@ -222,14 +257,19 @@ impl Index {
         // sled's own flush leaves the size of its file to the kernel's next write-back.
         let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
         synced.map_err(|e| Error::Write { dir: self.dir.clone(), why: e.to_string() })?;
-        // Touches that came meanwhile stay for the next time.
-        self.touched().retain(|id, at_ms| touched.get(id) != Some(at_ms));
+        // Uses that came meanwhile stay for the next time.
+        let mut uses = self.uses();
+        for (id, last) in changed {
+            if uses.last.get(&id) == Some(&last) {
+                uses.changed.remove(&id);
+            }
+        }
         Ok(())
     }
 
-    fn touched(&self) -> MutexGuard<'_, BTreeMap<ModelId, u64>> {
-        // Each change of the map is one call, so a panic leaves it whole.
-        self.touched.lock().unwrap_or_else(|held| held.into_inner())
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        // A panic between two changes of it loses recency of one model at most.
+        self.uses.lock().unwrap_or_else(|held| held.into_inner())
     }
 
     /// sled panics on some damage instead of telling.
@@ -254,10 +294,46 @@ impl Sled {
         self.claims.apply_batch(batch)
     }
 
-    fn last_opened_ms(&self, id: ModelId) -> Option<u64> {
-        let key = id.to_string();
-        let value = self.recency.get(&key).ok()??;
-        unseal(key.as_bytes(), &value)?.parse().ok()
+    fn uses(&self) -> Uses {
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (key, value) = entry.ok()?;
+            let last = unseal(&key, &value)?.parse().ok()?;
+            Some((std::str::from_utf8(&key).ok()?.parse().ok()?, last))
+        };
+        let last: HashMap<ModelId, LastUse> = self.recency.iter().filter_map(read).collect();
+        let ticks = last.values().map(|last| last.tick).max().unwrap_or(0);
+        Uses { last, changed: BTreeSet::new(), ticks }
+    }
+}
+
+impl Uses {
+    fn now(&mut self, id: ModelId) -> &mut LastUse {
+        self.ticks += 1;
+        self.changed.insert(id);
+        let last = self.last.entry(id).or_default();
+        last.tick = self.ticks;
+        last
+    }
+}
+
+/// `<tick> <milliseconds>`, or `<tick> -`.
+impl fmt::Display for LastUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.opened_ms {
+            Some(at_ms) => write!(f, "{} {at_ms}", self.tick),
+            None => write!(f, "{} -", self.tick),
+        }
+    }
+}
+
+impl FromStr for LastUse {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<LastUse, ParseIntError> {
+        // Before there were ticks, milliseconds stood alone.
+        let (tick, at) = text.split_once(' ').unwrap_or(("0", text));
+        let opened_ms = if at == "-" { None } else { Some(at.parse()?) };
+        Ok(LastUse { tick: tick.parse()?, opened_ms })
     }
 }
 
@@ -422,35 +498,48 @@ mod tests {
         let index = Index::open(&dir.path().join("index")).unwrap();
         index.add(&a).unwrap();
         for record in [&a, &b] {
-            index.touch(record.id(), 5);
+            index.opened(record.id(), 5);
         }
         index.flush().unwrap();
         for _ in 0..2 {
             index.reconcile(std::slice::from_ref(&b)).unwrap();
             assert_eq!(knows(&index), [2, 3]);
-            assert_eq!((index.last_opened_ms(a.id()), index.last_opened_ms(b.id())), (None, Some(5)));
+            assert_eq!((index.last_use(a.id()).opened_ms, index.last_use(b.id()).opened_ms), (None, Some(5)));
         }
     }
 
     #[test]
-    fn recency_never_goes_backwards() {
+    fn the_order_of_uses_is_kept_over_restarts_and_clock_jumps() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("index");
-        let id = record("hf://o/a", &[]).id();
+        let [a, b, c] = ["hf://o/a", "hf://o/b", "hf://o/c"].map(|reference| record(reference, &[]).id());
+        let order = |index: &Index| {
+            let mut ids = [a, b, c];
+            ids.sort_by_key(|id| index.last_use(*id).tick);
+            ids
+        };
         let index = Index::open(&at).unwrap();
-        assert_eq!(index.last_opened_ms(id), None);
-        index.touch(id, 10);
-        index.touch(id, 7);
-        assert_eq!(index.last_opened_ms(id), Some(10));
+        assert_eq!(index.last_use(a), LastUse { tick: 0, opened_ms: None });
+        index.opened(a, 1000);
         index.flush().unwrap();
-        index.touch(id, 3);
-        assert_eq!(index.last_opened_ms(id), Some(10));
+        index.opened(b, 5);
+        index.pulled(c);
         index.flush().unwrap();
         drop(index);
         let index = Index::open(&at).unwrap();
-        assert_eq!(index.last_opened_ms(id), Some(10));
-        index.touch(id, 11);
-        assert_eq!(index.last_opened_ms(id), Some(11));
+        assert_eq!(order(&index), [a, b, c]);
+        assert_eq!(index.last_use(c), LastUse { tick: 3, opened_ms: None });
+        // The clock was set back by far: the last use is the last one all the same.
+        index.opened(a, 2);
+        assert_eq!((order(&index), index.last_use(a).opened_ms), ([b, c, a], Some(2)));
+        assert_eq!(index.last_uses().len(), 3);
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_ticks_is_older_than_everything_since() {
+        assert_eq!("17".parse(), Ok(LastUse { tick: 0, opened_ms: Some(17) }));
+        assert_eq!("3 17".parse(), Ok(LastUse { tick: 3, opened_ms: Some(17) }));
+        assert!("x 17".parse::<LastUse>().is_err() && "".parse::<LastUse>().is_err());
     }
 
     #[test]
@@ -476,7 +565,7 @@ mod tests {
         let record = record("hf://o/a", &[1]);
         let index = Index::open(&dir.path().join("index")).unwrap();
         index.add(&record).unwrap();
-        index.touch(record.id(), 10);
+        index.opened(record.id(), 10);
         index.flush().unwrap();
         let key = claim_key(&claim(1), record.id());
         let other = Digest::of(b"other").to_hex();
@@ -484,7 +573,7 @@ mod tests {
             index.sled.claims.insert(&key, value).unwrap();
             index.sled.recency.insert(record.id().to_string(), value).unwrap();
             assert_eq!(index.digest_of(&claim(1)), None);
-            assert_eq!(index.last_opened_ms(record.id()), None);
+            assert_eq!(index.sled.uses().last.len(), 0);
         }
         index.sled.claims.insert(b"not a key", b"not a value").unwrap();
         index.reconcile(std::slice::from_ref(&record)).unwrap();

@@ -12,22 +12,26 @@
 //! - `record`: manifests and records: small files written whole.
 //! - `note`: pulls to resume, leases, pins: likewise.
 //! - `descriptors`: what readers get them through; `stamp`: whether their bytes are known to be right.
+//! - `history`: which models were evicted, and why; `reserve`: what lets that happen on a full disk.
 //! - `sweep`: what nothing names.
 
 mod blob;
 mod descriptors;
+mod history;
 mod ingest;
 mod io;
 mod layout;
 mod note;
 mod record;
+mod reserve;
 mod scrub;
 mod snapshot;
 mod stamp;
 mod sweep;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::fault::{Code, Diagnose};
@@ -37,8 +41,9 @@ use io::Disk;
 use layout::{FORMAT_NAME, FORMAT_VERSION, Layout};
 use stamp::Stamps;
 
-pub use blob::Blob;
+pub use blob::{Blob, Freed, Holders, OpenYet};
 pub use descriptors::Descriptors;
+pub use history::Eviction;
 pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey};
 pub use layout::snapshot_path;
 pub use note::{LeaseNote, Note, NotedHolder, PendingPull, PinNote, PinnedBy};
@@ -56,6 +61,20 @@ pub struct Volume {
     /// Held while the shape of `public/` changes: a directory found empty must still be empty when it is removed, and
     /// one just made must still be there when something is put into it.
     shape: Mutex<()>,
+    /// Read while we open a blob, written while the kernel is asked about one: its answer must not be about ourselves, and
+    /// our question must not be in the way of an open.
+    asking: RwLock<()>,
+}
+
+/// How much room a file system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes it would still give an ordinary user.
+    pub free_bytes: u64,
+    /// A file takes a multiple of this many bytes.
+    pub block_bytes: u64,
 }
 
 /// Why the disk did not do what was asked.
@@ -92,6 +111,14 @@ pub enum Error {
         verb: &'static str,
         /// On what.
         path: PathBuf,
+    },
+    /// The kernel does not say whether anybody has a file of ours open.
+    #[error("cannot ask who has `{}` open: {source}", .path.display())]
+    HoldersUnknown {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// Nobody knows whether the bytes of a blob are right: it must be hashed.
     #[error("cannot use blob `{}`: it was touched since it was last hashed", .path.display())]
@@ -197,7 +224,7 @@ impl Diagnose for Error {
     fn code(&self) -> Code {
         match self {
             Error::Locked { .. } | Error::InUse { .. } => Code::VolumeLocked,
-            Error::Leased { .. } => Code::ModelInUse,
+            Error::Leased { .. } | Error::HoldersUnknown { .. } => Code::ModelInUse,
             Error::Foreign { .. } => Code::VolumeForeign,
             Error::Newer { .. } => Code::VolumeNewer,
             Error::Full { .. } => Code::VolumeFull,
@@ -222,6 +249,11 @@ impl Diagnose for Error {
                 "ask again in a minute: the kernel takes it from that process (`lsof {}` says which)",
                 path.display()
             ),
+            Error::HoldersUnknown { .. } => {
+                "put the volume on a file system that has leases (ext4, xfs, btrfs), or give larder CAP_LEASE; until then \
+                 nothing is evicted: `larder remove` does it by hand"
+                    .into()
+            }
             Error::Unproven { .. } => "open the model again: then it is hashed".into(),
             Error::Foreign { .. } => {
                 "point `volume.root` at an empty directory; nothing in this one was touched".into()
@@ -327,7 +359,7 @@ impl Volume {
         }
         let window = Some(Window::open(&layout.blobs())?);
         let stamps = Arc::new(Stamps::on(&root));
-        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()) })
+        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()), asking: RwLock::new(()) })
     }
 
     /// Without a lock and without a write: to look beside a running process. A root that is not there is an empty
@@ -337,7 +369,14 @@ impl Volume {
         let layout = Layout::new(&root);
         recognise(&layout)?;
         let disk = Arc::new(Disk::for_reading(&root));
-        Ok(Volume { disk, layout, window: None, stamps: Arc::default(), shape: Mutex::new(()) })
+        Ok(Volume {
+            disk,
+            layout,
+            window: None,
+            stamps: Arc::default(),
+            shape: Mutex::new(()),
+            asking: RwLock::new(()),
+        })
     }
 
     /// The directory, absolute.
@@ -356,9 +395,15 @@ impl Volume {
         self.window.as_ref().map_or_else(beside, |window| window.descriptors().clone())
     }
 
-    /// Bytes the file system would still give this user.
-    pub fn free_bytes(&self) -> Result<u64, Error> {
-        io::free_bytes(self.layout.root())
+    /// How much room the file system has.
+    pub fn space(&self) -> Result<Space, Error> {
+        io::space_at(self.layout.root())
+    }
+
+    /// Whether a directory is there and on the same file system.
+    pub fn shares_its_disk_with(&self, dir: &Path) -> bool {
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+        device(dir).is_some_and(|of| Some(of) == device(self.layout.root()))
     }
 
     /// Why the volume takes no writes: after a failed fsync, or because it was opened for reading. `None` while it does.
@@ -406,7 +451,7 @@ mod tests {
             let mode = |name: &str| fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode("blobs"), mode("blobs/00"), mode("refs"), mode("public")), (0o700, 0o700, 0o700, 0o755));
             assert_eq!(fs::read_dir(root.join("blobs")).unwrap().count(), 256);
-            assert!(volume.free_bytes().unwrap() > 0);
+            assert!(volume.space().unwrap().free_bytes > 0);
             assert_eq!(volume.read_only_because(), None);
             drop(volume);
             Volume::open(&root).unwrap();

@@ -97,7 +97,7 @@ impl Cache {
         let mut freed = 0;
         for digest in digests {
             if self.0.ledger.strike_if_unused(digest) {
-                freed += self.0.volume.remove_blob(digest)?;
+                freed += self.0.volume.remove_blob(digest, None)?.disk_bytes;
             }
         }
         Ok(freed)
@@ -130,7 +130,7 @@ impl Cache {
 
     pub(super) fn info(&self, record: &Record, current: bool) -> ModelInfo {
         let (leases, pinned) = self.0.ledger.uses_of(record.id());
-        let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_opened_ms(record.id()));
+        let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_use(record.id()).opened_ms);
         ModelInfo {
             id: record.id().to_string(),
             reference: record.reference.to_string(),

@@ -139,7 +139,7 @@ impl Cache {
         self.0.metrics.opened(proven.is_ok());
         let (manifest, record) = proven?;
         if let Some(hands) = &self.0.hands {
-            hands.index.touch(record.id(), now_ms());
+            hands.index.opened(record.id(), now_ms());
         }
         self.warm_on_open(&record);
         let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());

@@ -1,13 +1,22 @@
 //! Blobs: immutable bytes named by their digest.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::thread;
+use std::time::Duration;
 
 use super::io::{self, allocated_bytes, look_at};
 use super::{Error, Volume, sizes_differ};
 use crate::model::Digest;
+use crate::wire::guard::SoleLease;
 use crate::wire::residency;
+
+/// How often the kernel is asked again, a millisecond apart, whether somebody has a blob open: a process that is just being
+/// started has copies of our descriptors for a moment.
+const ASKED_AGAIN: usize = 5;
 
 /// Bytes that are verified, durable, and named by their digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +25,47 @@ pub struct Blob {
     pub digest: Digest,
     /// How many they are.
     pub size: u64,
+}
+
+/// Whether anybody has a blob open or mapped, as the kernel says, however he came by it.
+#[derive(Debug)]
+#[must_use = "dropping it gives the answer up"]
+pub enum Holders {
+    /// Nobody, until this is dropped: who opens the blob waits that long.
+    Nobody(SoleLease),
+    /// Somebody; and our descriptor of it, if we got one.
+    Somebody(Option<File>),
+    /// The blob is not here.
+    Missing,
+}
+
+/// A blob that has no name any more, and whose bytes the disk gets back when the last reader has closed it.
+#[derive(Debug)]
+pub struct OpenYet {
+    file: File,
+    disk_bytes: u64,
+}
+
+impl OpenYet {
+    /// Bytes of the disk it takes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
+    }
+
+    /// Asks the kernel again; itself if it is still open, or if that cannot be known.
+    pub fn if_open(self) -> Option<OpenYet> {
+        let disk_bytes = self.disk_bytes;
+        SoleLease::take(self.file).err().map(|(file, _)| OpenYet { file, disk_bytes })
+    }
+}
+
+/// What a removal gave back.
+#[derive(Debug, Default)]
+pub struct Freed {
+    /// Bytes the disk has back.
+    pub disk_bytes: u64,
+    /// Or will have, once it is closed.
+    pub open_yet: Option<OpenYet>,
 }
 
 impl Volume {
@@ -27,6 +77,43 @@ impl Volume {
     /// Size of a blob in bytes, if it is here as a regular file.
     pub fn blob_size(&self, digest: Digest) -> Result<Option<u64>, Error> {
         Ok(look_at(&self.layout.blob(digest))?.filter(|found| found.is_file()).map(|found| found.len()))
+    }
+
+    /// Bytes of the disk a blob takes; 0 if it is not here.
+    pub fn disk_bytes(&self, digest: Digest) -> Result<u64, Error> {
+        Ok(look_at(&self.layout.blob(digest))?.map_or(0, |found| allocated_bytes(&found)))
+    }
+
+    /// Asks the kernel whether anybody has a blob open or mapped, and keeps the answer true while it is held.
+    /// [`Error::HoldersUnknown`] when it does not say.
+    pub fn holders_of(&self, digest: Digest) -> Result<Holders, Error> {
+        self.ask(digest, |holders| holders)
+    }
+
+    /// The same without keeping the answer: no open waits for it.
+    pub fn is_open(&self, digest: Digest) -> Result<bool, Error> {
+        self.ask(digest, |holders| matches!(holders, Holders::Somebody(_)))
+    }
+
+    fn ask<T>(&self, digest: Digest, read: impl Fn(Holders) -> T) -> Result<T, Error> {
+        let path = self.layout.blob(digest);
+        let mut attempt = 0;
+        loop {
+            // It guards no data.
+            let asking = self.asking.write().unwrap_or_else(PoisonError::into_inner);
+            let holders = holders_at(&path)?;
+            if attempt == ASKED_AGAIN || !matches!(holders, Holders::Somebody(_)) {
+                return Ok(read(holders));
+            }
+            drop((holders, asking));
+            thread::park_timeout(Duration::from_millis(1));
+            attempt += 1;
+        }
+    }
+
+    /// Whether the kernel tells who has a file open here, and if not, why.
+    pub fn tells_holders(&self) -> Result<(), Error> {
+        holders_at(&self.layout.format()).map(drop)
     }
 
     /// Opens a blob for ourselves: its size is right, its bytes are not known to be.
@@ -57,7 +144,10 @@ impl Volume {
 
     /// Bytes of a blob that are in the page cache; `None` if it is not here or the kernel does not tell.
     pub fn resident_bytes(&self, digest: Digest, size: u64) -> Option<u64> {
-        residency::resident_bytes(&io::open_file(&self.layout.blob(digest)).ok()??, size)
+        let opening = self.asking.read().unwrap_or_else(PoisonError::into_inner);
+        let file = io::open_file(&self.layout.blob(digest)).ok()??;
+        drop(opening);
+        residency::resident_bytes(&file, size)
     }
 
     /// Every blob, sorted by digest.
@@ -78,17 +168,30 @@ impl Volume {
         Ok(blobs)
     }
 
-    /// Removes a blob that no manifest names any more. Returns the bytes of the disk this gives back: 0 while a
+    /// Removes a blob that no manifest names any more; `holders` is what the kernel says of it. It gives nothing back while a
     /// snapshot still links it, or when it is not here.
     ///
     /// Not durable on return: a blob that comes back after a power cut is nameless, and swept.
-    pub fn remove_blob(&self, digest: Digest) -> Result<u64, Error> {
+    pub fn remove_blob(&self, digest: Digest, holders: Option<Holders>) -> Result<Freed, Error> {
         let path = self.layout.blob(digest);
-        let Some(found) = look_at(&path)? else { return Ok(0) };
+        let Some(found) = look_at(&path)? else { return Ok(Freed::default()) };
         let last = found.nlink() == 1;
         let removed = self.disk.unlink(&path)?;
         self.stamps.forget(found.ino());
-        Ok(if removed && last { allocated_bytes(&found) } else { 0 })
+        if !removed || !last {
+            return Ok(Freed::default());
+        }
+        let disk_bytes = allocated_bytes(&found);
+        let open = match holders {
+            Some(Holders::Somebody(file)) => file,
+            // Who asked for it while nobody had it gets it now, without its name.
+            Some(Holders::Nobody(lease)) => Some(lease.give_up()).filter(|(_, held)| !held).map(|(file, _)| file),
+            Some(Holders::Missing) | None => None,
+        };
+        Ok(match open {
+            Some(file) => Freed { disk_bytes: 0, open_yet: Some(OpenYet { file, disk_bytes }) },
+            None => Freed { disk_bytes, open_yet: None },
+        })
     }
 
     /// Moves a blob whose bytes, those of this inode, are not what its name says to `quarantine/`, so that it is never served
@@ -107,11 +210,27 @@ impl Volume {
     }
 }
 
+fn holders_at(path: &Path) -> Result<Holders, Error> {
+    let file = match io::open_file(path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Holders::Missing),
+        // Who has a lease of the kernel on it has it open.
+        Err(Error::Leased { .. }) => return Ok(Holders::Somebody(None)),
+        Err(error) => return Err(error),
+    };
+    match SoleLease::take(file) {
+        Ok(lease) => Ok(Holders::Nobody(lease)),
+        Err((file, error)) if error.kind() == ErrorKind::WouldBlock => Ok(Holders::Somebody(Some(file))),
+        Err((_, source)) => Err(Error::HoldersUnknown { path: path.to_owned(), source }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::ingest::tests::stored;
     use std::fs;
+    use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
     fn only_whole_files_under_their_own_name_are_blobs() {
@@ -138,11 +257,44 @@ mod tests {
         let blob = stored(&volume, &[7; 10_000]);
         let link = dir.path().join("public/link");
         fs::hard_link(volume.blob_path(blob.digest), &link).unwrap();
-        assert_eq!(volume.remove_blob(blob.digest).unwrap(), 0);
+        let remove = || volume.remove_blob(blob.digest, None).unwrap().disk_bytes;
+        assert_eq!(remove(), 0);
         fs::rename(&link, volume.blob_path(blob.digest)).unwrap();
-        assert!(volume.remove_blob(blob.digest).unwrap() >= 10_000);
-        assert_eq!(volume.remove_blob(blob.digest).unwrap(), 0);
+        let disk_bytes = volume.disk_bytes(blob.digest).unwrap();
+        assert!(disk_bytes >= 10_000);
+        assert_eq!((remove(), remove()), (disk_bytes, 0));
         assert_eq!(volume.blobs().unwrap(), []);
+    }
+
+    #[test]
+    fn bytes_that_somebody_has_open_are_given_back_when_he_closes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, &[7; 10_000]);
+        assert!(!volume.is_open(blob.digest).unwrap());
+        let reader = File::open(volume.blob_path(blob.digest)).unwrap();
+        assert!(volume.is_open(blob.digest).unwrap());
+        let holders = volume.holders_of(blob.digest).unwrap();
+        let freed = volume.remove_blob(blob.digest, Some(holders)).unwrap();
+        let open_yet = freed.open_yet.unwrap();
+        assert!(freed.disk_bytes == 0 && open_yet.disk_bytes() >= 10_000);
+        let open_yet = open_yet.if_open().expect("the reader has it");
+        drop(reader);
+        assert!(open_yet.if_open().is_none());
+        assert!(matches!(volume.holders_of(blob.digest), Ok(Holders::Missing)));
+    }
+
+    #[test]
+    fn who_comes_between_the_question_and_the_removal_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let blob = stored(&volume, &[7; 10_000]);
+        let holders = volume.holders_of(blob.digest).unwrap();
+        assert!(matches!(holders, Holders::Nobody(_)));
+        let path = volume.blob_path(blob.digest);
+        let refused = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        assert!(refused.is_err(), "nobody gets in meanwhile");
+        assert!(volume.remove_blob(blob.digest, Some(holders)).unwrap().open_yet.is_some());
     }
 
     #[test]

@@ -623,7 +623,7 @@ pub(super) mod tests {
             ingest.write(&bytes[kept..]).unwrap();
             let blob = ingest.commit().unwrap();
             assert_eq!(blob.digest, Digest::of(&bytes), "{name}");
-            volume.remove_blob(blob.digest).unwrap();
+            volume.remove_blob(blob.digest, None).unwrap();
         }
     }
 

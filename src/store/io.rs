@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::Error;
+use super::{Error, Space};
 
 /// Most bytes of a file that is read or written as a whole. The longest manifest (100,000 files with paths of 1,024
 /// bytes) is a little shorter.
@@ -140,10 +140,14 @@ pub(super) fn entries_in(dir: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
     Ok(found)
 }
 
-/// Bytes the file system would still give an ordinary user.
-pub(super) fn free_bytes(path: &Path) -> Result<u64, Error> {
+/// What the file system has, and would still give an ordinary user.
+pub(super) fn space_at(path: &Path) -> Result<Space, Error> {
     let found = rustix::fs::statvfs(path).map_err(|e| failed("measure", path, e.into()))?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    Ok(Space {
+        total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        block_bytes: found.f_frsize,
+    })
 }
 
 /// A file nobody else holds.

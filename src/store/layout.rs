@@ -11,6 +11,8 @@
 //!        leases/<id>         leases that outlive their request
 //!        pins/<32 hex>       references that are kept; name = BLAKE3 of the reference, cut
 //!        scrub               how far scrubbing has come
+//!        history             which models were evicted, and why
+//!        reserve             room that is given up when the disk is full
 //!        quarantine/<64 hex> blobs found wrong
 //!        index-v1/           owned by `index`
 //!        public/             the only directory that pods see
@@ -141,6 +143,14 @@ impl Layout {
 
     pub(super) fn scrub(&self) -> PathBuf {
         self.root.join("scrub")
+    }
+
+    pub(super) fn history(&self) -> PathBuf {
+        self.root.join("history")
+    }
+
+    pub(super) fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
     }
 
     pub(super) fn quarantine(&self) -> PathBuf {

@@ -258,7 +258,7 @@ impl Volume {
     fn sweep_blobs(&self, named: &Named, swept: &mut Swept) -> Result<(), Error> {
         for blob in self.blobs()? {
             if !named.blobs.contains(&blob.digest) {
-                swept.bytes += self.remove_blob(blob.digest)?;
+                swept.bytes += self.remove_blob(blob.digest, None)?.disk_bytes;
                 swept.blobs += 1;
             }
         }

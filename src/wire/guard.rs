@@ -73,6 +73,34 @@ impl Drop for ReadLease {
     }
 }
 
+/// The kernel's word that nobody but us has a file open or mapped: not through another link or mount, not in another
+/// container, not on its way in a message. Who opens it waits until this is dropped (or until
+/// `/proc/sys/fs/lease-break-time`, 45 s, has passed).
+#[derive(Debug)]
+pub struct SoleLease(File);
+
+impl SoleLease {
+    /// Takes it on a file of ours that is open for reading, or gives it back with the reason. `WouldBlock`: somebody has it
+    /// open. Any other error: it cannot be known, because the file system has no leases, or the file is another user's.
+    pub fn take(file: File) -> Result<SoleLease, (File, io::Error)> {
+        // As for `ReadLease`: SIGIO, the default, would end the process when somebody opens the file.
+        let taken = fcntl(file.as_fd(), F_SETSIG, libc::SIGURG)
+            .and_then(|_| fcntl(file.as_fd(), libc::F_SETLEASE, libc::F_WRLCK));
+        match taken {
+            Ok(_) => Ok(SoleLease(file)),
+            Err(error) => Err((file, error)),
+        }
+    }
+
+    /// Gives it up; whether it has held until now: nobody even asked to open the file.
+    pub fn give_up(self) -> (File, bool) {
+        let held = fcntl(self.0.as_fd(), libc::F_GETLEASE, 0).is_ok_and(|lease| lease == libc::F_WRLCK);
+        // When it fails, closing the file still gives the lease back.
+        let _ = fcntl(self.0.as_fd(), libc::F_SETLEASE, libc::F_UNLCK);
+        (self.0, held)
+    }
+}
+
 /// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`.
 const FIEMAP: libc::c_ulong = 0xC020_660B;
 /// `FIEMAP_EXTENT_LAST`
@@ -184,6 +212,38 @@ mod tests {
         assert_eq!(refused(&path), io::ErrorKind::WouldBlock);
         drop(map);
         assert!(take(&path).unwrap().holds());
+    }
+
+    #[test]
+    fn a_file_is_ours_alone_while_nobody_has_it_open_or_mapped() {
+        let (dir, path) = file();
+        let link = dir.path().join("link");
+        fs::hard_link(&path, &link).unwrap();
+        let take = || SoleLease::take(File::open(&path).unwrap());
+        let refused = || take().unwrap_err().1.kind();
+        let reader = File::open(&link).unwrap();
+        assert_eq!(refused(), io::ErrorKind::WouldBlock);
+        // A map needs no descriptor any more.
+        let map = memmap2::MmapOptions::new().map_raw_read_only(&reader).unwrap();
+        drop(reader);
+        assert_eq!(refused(), io::ErrorKind::WouldBlock);
+        drop(map);
+        let (file, held) = take().unwrap().give_up();
+        assert!(held);
+        // Also when it has no name any more, which is how bytes are counted that readers keep.
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(&link).unwrap();
+        assert!(SoleLease::take(file).is_ok());
+    }
+
+    #[test]
+    fn who_opens_a_file_that_is_ours_alone_is_noticed_and_ends_nothing() {
+        let (_dir, path) = file();
+        let lease = SoleLease::take(File::open(&path).unwrap()).unwrap();
+        let asked = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        assert_eq!(asked.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(!lease.give_up().1, "the signal did not end us, and it is known");
+        File::open(&path).unwrap();
     }
 
     #[test]
