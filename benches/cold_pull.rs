@@ -20,8 +20,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
-use larder::cache::{Cache, CacheConfig};
-use larder::model::Bytes;
+use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::model::{Bytes, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
 use larder::wire::http::Phase;
@@ -135,8 +135,13 @@ async fn floor(origin: &str, directory: &Path) -> Duration {
 async fn pull(origin: &str, root: &Path) -> Duration {
     let config = CacheConfig {
         root: root.to_owned(),
-        quota: None,
-        min_free: Bytes(0),
+        limits: Limits {
+            quota: None,
+            low_water_percent: 95,
+            min_free: MinFree::Of(Share::Bytes(Bytes(0))),
+            min_residency: Duration::ZERO,
+        },
+        in_kubernetes: false,
         pull_memory: Bytes(64 << 20),
         pull_connections: 16,
         stall_timeout: Duration::from_secs(30),

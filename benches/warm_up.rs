@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, CacheConfig};
-use larder::model::{Bytes, ModelRef};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::model::{Bytes, ModelRef, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
 use larder::wire::http::{Phase, WarmPhase};
@@ -102,8 +102,13 @@ fn generate(directory: &Path) -> ModelRef {
 async fn local(root: &Path, reference: &ModelRef) -> Cache {
     let config = CacheConfig {
         root: root.to_owned(),
-        quota: None,
-        min_free: Bytes(0),
+        limits: Limits {
+            quota: None,
+            low_water_percent: 95,
+            min_free: MinFree::Of(Share::Bytes(Bytes(0))),
+            min_residency: Duration::ZERO,
+        },
+        in_kubernetes: false,
         pull_memory: Bytes(64 << 20),
         pull_connections: 16,
         stall_timeout: Duration::from_secs(30),

@@ -1,11 +1,13 @@
-//! The verbs, and the only place that decides: pull? wait? refuse?
+//! The verbs, and the only place that decides: pull? wait? evict? refuse?
 //!
 //! Every door (HTTP, the command line) is a translation to the methods of [`Cache`]. Methods that are not `async` and
 //! touch the disk say so: a door calls them on a blocking thread.
 
 mod details;
+mod evict;
 mod lease;
 mod ledger;
+mod limits;
 mod models;
 mod open;
 mod pin;
@@ -16,7 +18,7 @@ mod scrub;
 mod transfer;
 mod warm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,8 +33,11 @@ use crate::store::{self, Volume};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
 
+use evict::Evictions;
 pub use lease::{Lease, NobodyKnows, PodDirectory};
-use ledger::{Ledger, Room};
+use ledger::Ledger;
+use limits::Room;
+pub use limits::{Limits, MinFree};
 pub use open::OpenModel;
 use open::SharedFiles;
 use proof::Proofs;
@@ -44,15 +49,18 @@ use transfer::Budget;
 pub use warm::WarmHandle;
 use warm::Warms;
 
+/// Where kubelet keeps what it watches the free space of.
+const KUBELET_DIRECTORY: &str = "/var/lib/kubelet";
+
 /// What the cache is configured with.
 #[derive(Debug, Clone)]
 pub struct CacheConfig {
     /// The volume's directory.
     pub root: PathBuf,
-    /// Most bytes models may use; without it, what the file system has.
-    pub quota: Option<Bytes>,
-    /// Bytes of the file system that are left to others.
-    pub min_free: Bytes,
+    /// How much room models may take.
+    pub limits: Limits,
+    /// Whether this is a pod. It cannot see kubelet's directory, which may be on the same file system.
+    pub in_kubernetes: bool,
     /// Memory for bytes in flight, all pulls together.
     pub pull_memory: Bytes,
     /// Most range requests under way, all pulls together.
@@ -73,11 +81,14 @@ pub struct Cache(Arc<Inner>);
 
 struct Inner {
     config: CacheConfig,
+    /// Those of the configuration are where it began.
+    limits: Mutex<Limits>,
     volume: Volume,
     /// Without an index and sources the cache is a view: it lists and opens, and refuses to change anything.
     hands: Option<Hands>,
     metrics: Arc<Metrics>,
     ledger: Ledger,
+    evictions: Evictions,
     pulls: Mutex<Pulls>,
     files: SharedFiles,
     warms: Warms,
@@ -127,12 +138,12 @@ pub enum Error {
         quota: Bytes,
     },
     /// No room now.
-    #[error("cannot pull `{reference}`: it needs {needs} more, {} can give {free} (models use {used}, other pulls were promised {reserved})",
+    #[error("cannot {what}: it needs {needs}, {} can give {free} (models use {used}, other pulls were promised {reserved}); {outlook}",
         match quota { Some(quota) => format!("the quota of {quota}"), None => format!("the disk of `{volume}`") })]
     NoRoom {
-        /// What was asked for.
-        reference: String,
-        /// Bytes that are not here yet.
+        /// What was asked for, such as "pull `hf://o/n`".
+        what: String,
+        /// Bytes of the disk that it takes and are not here yet.
         needs: Bytes,
         /// What could be written.
         free: Bytes,
@@ -144,12 +155,22 @@ pub enum Error {
         quota: Option<Bytes>,
         /// The volume's directory.
         volume: String,
+        /// What could be evicted, and who keeps the rest.
+        outlook: String,
+    },
+    /// Nothing is evicted.
+    #[error("cannot evict: who uses what cannot be known, {why}")]
+    HoldersUnknowable {
+        /// What was found.
+        why: String,
     },
     /// Not here.
-    #[error("cannot open `{reference}`: it is not local")]
+    #[error("cannot open `{reference}`: it is not local{}", evicted.as_ref().map(|why| format!(", {why}")).unwrap_or_default())]
     NotLocal {
         /// What was asked for.
         reference: String,
+        /// When and why it was evicted, if it was.
+        evicted: Option<String>,
     },
     /// The reference may be here in other versions.
     #[error("cannot open `{reference}`: its version `{version}` is not local")]
@@ -331,7 +352,10 @@ impl Diagnose for Error {
             Error::NotLocal { .. } | Error::VersionNotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
             Error::NoSuchFile { .. } => Code::FileNotFound,
             Error::NotReady { .. } | Error::Spoilt { .. } | Error::BeingHashed { .. } => Code::NotReady,
-            Error::InUse { .. } | Error::HoldersUnknown { .. } | Error::LeaseOfConnection { .. } => Code::ModelInUse,
+            Error::InUse { .. }
+            | Error::HoldersUnknown { .. }
+            | Error::HoldersUnknowable { .. }
+            | Error::LeaseOfConnection { .. } => Code::ModelInUse,
             Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
             Error::LeaseNotFound { .. } => Code::LeaseNotFound,
             Error::TooManyLeases { .. } | Error::TooManyPins { .. } | Error::TooManyWarms { .. } => {
@@ -357,15 +381,16 @@ impl Diagnose for Error {
             Error::Index(e) => e.action(),
             Error::NeverFits { .. } => "raise `volume.quota`, or pull fewer files with `--include`".into(),
             Error::NoRoom { quota: Some(_), .. } => {
-                "remove a model (`larder list`, `larder remove`), raise `volume.quota`, or pull fewer files with `--include`"
-                    .into()
-            }
-            Error::NoRoom { quota: None, .. } => {
-                "remove a model (`larder list`, `larder remove`), free the disk or lower `volume.min_free`, or pull fewer \
+                "end what keeps a model (`larder evict --need 0 --dry-run` shows who does), raise `volume.quota`, or pull fewer \
                  files with `--include`"
                     .into()
             }
-            Error::NotLocal { reference } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
+            Error::NoRoom { quota: None, .. } => {
+                "end what keeps a model (`larder evict --need 0 --dry-run` shows who does), free the disk or lower \
+                 `volume.min_free`, or pull fewer files with `--include`"
+                    .into()
+            }
+            Error::NotLocal { reference, .. } => format!("pull it: `larder pull {reference}`, or open it with `--wait`"),
             Error::VersionNotLocal { .. } => "open it without a version, or see what is local with `larder list`".into(),
             Error::NoSuchFile { .. } => "take a name of the model's files (`GET /v1/models/{name}`)".into(),
             Error::NothingToRemove { .. } => "see what is local with `larder list`".into(),
@@ -379,6 +404,9 @@ impl Diagnose for Error {
             Error::InUse { .. } => {
                 "end what uses it; or `larder release` the lease, `larder unpin` the reference (`larder leases`, `larder pins`)"
                     .into()
+            }
+            Error::HoldersUnknowable { .. } => {
+                "see `larder doctor` and the log; until then models go by `larder remove` alone".into()
             }
             Error::HoldersUnknown { .. } => {
                 "look at that file; stop larder, move it out of the volume, start larder".into()
@@ -444,13 +472,16 @@ impl Cache {
     /// What `/metrics` reads when it is scraped. Asks the file system, and from time to time opens every blob; blocking.
     pub fn gauges(&self) -> Gauges {
         let totals = self.0.ledger.totals();
-        let residency = self.residency();
+        let (residency, room) = (self.residency(), self.room());
         Gauges {
             models: totals.models,
-            blob_bytes: totals.blob_bytes,
-            reserved_bytes: totals.reserved_bytes,
-            quota_bytes: self.0.config.quota.map(|quota| quota.0),
-            free_bytes: self.0.volume.space().map_or(0, |space| space.free_bytes),
+            blob_bytes: totals.taken.blob_bytes,
+            deleted_open_bytes: totals.taken.going_bytes,
+            reserved_bytes: totals.taken.reserved_bytes,
+            quota_bytes: room.as_ref().ok().and_then(|room| room.quota).map(|quota| quota.0),
+            free_bytes: room.as_ref().map_or(0, |room| room.free_bytes),
+            min_free_bytes: room.as_ref().map_or(0, |room| room.min_free_bytes),
+            holders_unknown: self.why_holders_are_unknown().is_some(),
             pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
             leases: self.0.ledger.lease_counts(),
             volume_read_only: self.read_only_because().is_some(),
@@ -492,8 +523,20 @@ impl Cache {
     }
 
     fn room(&self) -> Result<Room, Error> {
-        let free = self.0.volume.space()?.free_bytes.saturating_sub(self.0.config.min_free.0);
-        Ok(Room { quota: self.0.config.quota, free_bytes: free })
+        Ok(self.limits().on(self.0.volume.space()?, self.is_beside_kubelet()))
+    }
+
+    fn limits(&self) -> Limits {
+        *self.0.limits.lock().expect("no panic while the limits are held")
+    }
+
+    /// What models may take from now on. What is over it goes at the next [`Cache::keep_room`].
+    pub fn set_limits(&self, limits: Limits) {
+        *self.0.limits.lock().expect("no panic while the limits are held") = limits;
+    }
+
+    fn is_beside_kubelet(&self) -> bool {
+        self.0.config.in_kubernetes || self.0.volume.shares_its_disk_with(Path::new(KUBELET_DIRECTORY))
     }
 }
 

@@ -6,6 +6,7 @@
 mod demo;
 mod doctor;
 mod door;
+mod evict;
 mod init;
 mod leases;
 mod open;
@@ -33,6 +34,7 @@ use crate::model::{Bytes, ModelId, ModelRef};
 use crate::wire::http::{ModelInfo, ModelList, Phase, PullList, PullStatus};
 
 use door::Door;
+use evict::Evict;
 use init::Init;
 use open::Open;
 use progress::{Followed, Reporter};
@@ -84,6 +86,10 @@ enum Command {
     /// Remove a model
     #[command(visible_alias = "rm")]
     Remove(Remove),
+    /// Make room: evict what was used least recently and nobody uses
+    Evict(Evict),
+    /// List what was evicted, and why
+    History(Rendering),
     /// List who uses which model
     Leases(Rendering),
     /// Release a lease
@@ -363,6 +369,8 @@ impl Cli {
         match &self.command {
             Command::Pull(Pull { rendering, .. })
             | Command::List(rendering)
+            | Command::Evict(Evict { rendering, .. })
+            | Command::History(rendering)
             | Command::Leases(rendering)
             | Command::Release(Release { rendering, .. })
             | Command::Pins(rendering)
@@ -415,6 +423,8 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Init(init) => init::run(init, cli.socket.as_deref().map(Path::new), cli.quiet).await,
         Command::Warm(warm) => self::warm::warm(cli, warm).await,
         Command::Remove(remove) => self::remove(&cli.load()?, &remove.name, output).await,
+        Command::Evict(words) => evict::evict(&cli.load()?, words).await,
+        Command::History(_) => evict::history(&cli.load()?, output).await,
         Command::Leases(_) => leases::list(&cli.load()?, output).await,
         Command::Release(Release { id, .. }) => leases::release(&cli.load()?, id, output).await,
         Command::Pins(_) => pins::list(&cli.load()?, output).await,

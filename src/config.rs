@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use toml::de::{DeTable, DeValue};
 
-use crate::cache::CacheConfig;
+use crate::cache::{CacheConfig, Limits, MinFree};
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, ModelRef};
 use crate::telemetry::LogFormat;
@@ -40,6 +40,8 @@ pub struct Config {
     pub scrub: ScrubConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// Whether this is a pod.
+    in_kubernetes: bool,
     effective: Vec<Effective>,
 }
 
@@ -48,10 +50,8 @@ pub struct Config {
 pub struct VolumeConfig {
     /// The directory larder owns; absolute.
     pub root: PathBuf,
-    /// Most bytes models may use; `None`: what the file system has.
-    pub quota: Option<Bytes>,
-    /// Bytes of the file system that are left to others.
-    pub min_free: Bytes,
+    /// How much room models may take, and for how long they stay.
+    pub limits: Limits,
 }
 
 /// How models are pulled. The limits hold for all pulls together.
@@ -205,7 +205,7 @@ impl Config {
     /// A file that nobody named may be absent. The error has every problem of every layer.
     pub fn load(flags: &Flags, surroundings: &Surroundings) -> Result<Config, ConfigError> {
         let mut problems = surroundings.problems();
-        let mut config = Config::blank();
+        let mut config = Config { in_kubernetes: surroundings.is_pod(), ..Config::blank() };
         match config_file(flags, surroundings) {
             Ok(Some(file)) => read_file(&file, &mut config, &mut problems),
             Ok(None) => {}
@@ -280,8 +280,8 @@ impl Config {
     pub fn cache(&self) -> CacheConfig {
         CacheConfig {
             root: self.volume.root.clone(),
-            quota: self.volume.quota,
-            min_free: self.volume.min_free,
+            limits: self.volume.limits,
+            in_kubernetes: self.in_kubernetes,
             pull_memory: self.pull.memory,
             pull_connections: self.pull.connections as usize,
             stall_timeout: self.pull.stall_timeout,
@@ -294,8 +294,11 @@ impl Config {
 
     /// Nothing said yet. Never seen outside: every setting is read over it.
     fn blank() -> Config {
+        let limits =
+            Limits { quota: None, low_water_percent: 100, min_free: MinFree::Auto, min_residency: Duration::ZERO };
         Config {
-            volume: VolumeConfig { root: PathBuf::new(), quota: None, min_free: Bytes(0) },
+            volume: VolumeConfig { root: PathBuf::new(), limits },
+            in_kubernetes: false,
             pull: PullConfig {
                 memory: Bytes(0),
                 connections: 0,
@@ -489,6 +492,7 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Share;
     use crate::source::Environment;
 
     /// A user with a home of their own, and whatever else is said.
@@ -520,8 +524,9 @@ mod tests {
         let config = Config::load(&Flags::default(), &surroundings).unwrap();
         assert_eq!(config.volume.root, home.path().join(".local/share/larder"));
         assert_eq!(config.serve.socket, home.path().join(".local/share/larder/larder.sock"));
-        assert_eq!(config.volume.quota, None);
-        assert_eq!(config.volume.min_free, Bytes(2_000_000_000));
+        let limits = config.volume.limits;
+        assert_eq!((limits.quota, limits.min_free, limits.low_water_percent), (None, MinFree::Auto, 95));
+        assert_eq!(limits.min_residency, Duration::from_secs(600));
         assert_eq!(config.pull.memory, Bytes(64 << 20));
         assert_eq!((config.pull.connections, config.pull.retries), (16, 8));
         assert_eq!(config.pull.stall_timeout, Duration::from_secs(30));
@@ -571,7 +576,7 @@ mod tests {
         let flags = Flags { root: Some("/flag".into()), ..Flags::default() };
         let config = Config::load(&flags, &surroundings).unwrap();
         assert_eq!(config.volume.root, Path::new("/flag"));
-        assert_eq!(config.volume.quota, Some(Bytes(500_000_000_000)));
+        assert_eq!(config.volume.limits.quota, Some(Share::Bytes(Bytes(500_000_000_000))));
         assert_eq!((config.pull.retries, config.pull.connections), (3, 4));
         assert_eq!(config.pull.memory, Bytes(16 << 20));
         assert_eq!(origin(&config, "volume.root"), "flag --root");
@@ -687,7 +692,7 @@ mod tests {
     fn the_words_for_nothing_are_read() {
         let (_home, surroundings) = user(&[("LARDER_SERVE_LISTEN", "off"), ("LARDER_VOLUME_QUOTA", "none")]);
         let config = Config::load(&Flags::default(), &surroundings).unwrap();
-        assert_eq!((config.serve.listen, config.volume.quota), (None, None));
+        assert_eq!((config.serve.listen, config.volume.limits.quota), (None, None));
         let (_home, surroundings) = user(&[("LARDER_SOCKET", "/run/x.sock")]);
         assert!(Config::load(&Flags::default(), &surroundings).unwrap().socket_is_explicit());
     }

@@ -23,6 +23,10 @@ const TEND_EVERY: Duration = Duration::from_secs(5);
 /// How long a drain waits for pulls to pause.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
+/// The keys that SIGHUP applies.
+const APPLIED_AT_ONCE: [&str; 5] =
+    ["volume.quota", "volume.low_water", "volume.min_free", "volume.min_residency", "pull.pinned"];
+
 const REPORT: &str = "report this with the log";
 
 /// Takes the volume and builds the cache over it, without any door: what the command line uses when no daemon answers.
@@ -75,11 +79,16 @@ async fn reloaded(cache: &Cache, running: Config, read: Result<Config, Problem>)
         }
     };
     let changed = next.differences(&running);
-    let (applied, later): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| *key == "pull.pinned");
-    let (cache, pinned) = (cache.clone(), next.pull.pinned.clone());
-    // Also when the list is as before: what could not be pulled then is tried again now.
-    if let Err(problem) = blocking(move || cache.keep_pinned(&pinned)).await {
-        tracing::error!(code = %problem.code, "the pinned models are not applied: {problem}");
+    let (applied, later): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| APPLIED_AT_ONCE.contains(key));
+    let (cache, pinned, limits) = (cache.clone(), next.pull.pinned.clone(), next.volume.limits);
+    let apply = move || {
+        cache.set_limits(limits);
+        // Also when the list is as before: what could not be pulled then is tried again now.
+        cache.keep_pinned(&pinned);
+        cache.keep_room();
+    };
+    if let Err(problem) = blocking(apply).await {
+        tracing::error!(code = %problem.code, "the limits and the pinned models are not applied: {problem}");
     }
     tracing::info!(?applied, at_the_next_start = ?later, "configuration read again");
     next
@@ -167,8 +176,8 @@ impl Daemon {
     }
 }
 
-/// Does from time to time what nobody asks for: writes recency, so that a crash loses seconds of it; ends leases; pulls
-/// what is pinned and not here; scrubs.
+/// Does from time to time what nobody asks for: writes recency, so that a crash loses seconds of it; ends leases; makes
+/// room where others have taken it; pulls what is pinned and not here; scrubs.
 async fn tend(cache: Cache, scrub: ScrubConfig) {
     let mut ticks = tokio::time::interval(TEND_EVERY);
     let mut missing = Backoff::new();
@@ -180,6 +189,7 @@ async fn tend(cache: Cache, scrub: ScrubConfig) {
         let work = blocking(move || {
             tended.flush();
             tended.end_leases(&NobodyKnows);
+            tended.keep_room();
             if due {
                 tended.pull_pinned();
             }

@@ -19,5 +19,5 @@ pub use path::{RelPath, RelPathError};
 pub use record::{Claim, ModelId, Record};
 pub use reference::{Location, ModelRef, ReferenceError, Scheme};
 pub use selection::{PatternError, Selection};
-pub use size::Bytes;
+pub use size::{Bytes, Share, percent_of};
 pub use stamp::Stamp;

@@ -1,6 +1,7 @@
 //! The doors, on Unix sockets and on TCP: a translation of requests to the verbs of [`crate::cache`], and nothing else.
 //! HTTP has all routes on one page, [`http`]; [`fd`] hands out descriptors of files.
 
+mod evictions;
 pub mod fd;
 mod health;
 pub mod http;

@@ -31,7 +31,7 @@ mod sweep;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::fault::{Code, Diagnose};
@@ -61,9 +61,6 @@ pub struct Volume {
     /// Held while the shape of `public/` changes: a directory found empty must still be empty when it is removed, and
     /// one just made must still be there when something is put into it.
     shape: Mutex<()>,
-    /// Read while we open a blob, written while the kernel is asked about one: its answer must not be about ourselves, and
-    /// our question must not be in the way of an open.
-    asking: RwLock<()>,
 }
 
 /// How much room a file system has.
@@ -359,7 +356,7 @@ impl Volume {
         }
         let window = Some(Window::open(&layout.blobs())?);
         let stamps = Arc::new(Stamps::on(&root));
-        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()), asking: RwLock::new(()) })
+        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()) })
     }
 
     /// Without a lock and without a write: to look beside a running process. A root that is not there is an empty
@@ -369,14 +366,7 @@ impl Volume {
         let layout = Layout::new(&root);
         recognise(&layout)?;
         let disk = Arc::new(Disk::for_reading(&root));
-        Ok(Volume {
-            disk,
-            layout,
-            window: None,
-            stamps: Arc::default(),
-            shape: Mutex::new(()),
-            asking: RwLock::new(()),
-        })
+        Ok(Volume { disk, layout, window: None, stamps: Arc::default(), shape: Mutex::new(()) })
     }
 
     /// The directory, absolute.

@@ -7,7 +7,8 @@ use crate::wire::http::Detail;
 impl Cache {
     /// One line for each such thing, for `/readyz` and `larder doctor`.
     pub fn details(&self) -> Vec<Detail> {
-        let mut details = vec![descriptors(self.0.volume.descriptors()), snapshots()];
+        let holders = holders(self.why_holders_are_unknown());
+        let mut details = vec![descriptors(self.0.volume.descriptors()), snapshots(), holders];
         details.extend(self.warm_details());
         details
     }
@@ -35,4 +36,16 @@ fn snapshots() -> Detail {
     let means = "all readers of a file share one copy of it, on the disk and in memory; whoever mounts the volume's \
                  `public/` to write can change it for all, so pods mount it with `readOnly: true`";
     Detail { name: "snapshots".into(), state: "hard links".into(), means: means.into(), best: true }
+}
+
+fn holders(unknown: Option<String>) -> Detail {
+    let best = unknown.is_none();
+    let (state, means) = match unknown {
+        None => (
+            "kernel leases",
+            "the kernel tells who has a model open, so none of those is evicted, whoever reads it".to_owned(),
+        ),
+        Some(why) => ("unknown", format!("who uses what cannot be known, so nothing is evicted: {why}")),
+    };
+    Detail { name: "holders".into(), state: state.into(), means, best }
 }

@@ -4,8 +4,10 @@ mod leases;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use super::lease::Held;
+use super::limits::{Room, Taken};
 use crate::model::{Bytes, Digest, Holder, Location, Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
 use crate::store::{Blob, PinnedBy};
 use crate::telemetry::metrics::LeaseCounts;
@@ -18,6 +20,8 @@ pub(super) struct Ledger(Arc<Mutex<Facts>>);
 #[derive(Default)]
 struct Facts {
     models: BTreeMap<ModelId, Arc<Record>>,
+    /// Of each model.
+    contents: HashMap<ModelId, Content>,
     /// Models that have their name and lack bytes, and which file lacks them.
     broken: BTreeMap<ModelId, RelPath>,
     /// By reference text: its version with the highest sequence.
@@ -29,21 +33,71 @@ struct Facts {
     /// A lease or a pin cannot be read: nobody knows what it keeps.
     unknown_holders: Option<String>,
     blobs: HashMap<Digest, BlobUse>,
-    blob_bytes: u64,
-    reserved_bytes: u64,
-    /// The part of `reserved_bytes` the file system has already given.
-    written_bytes: u64,
+    taken: Taken,
     last_sequence: u64,
     /// A record or a manifest cannot be read: what it names is not in these books.
     incomplete: bool,
 }
 
-struct BlobUse {
-    size: u64,
+/// What a model is made of.
+#[derive(Clone)]
+struct Content {
+    /// Each once.
+    blobs: Arc<[Digest]>,
+    /// When it came, if that was in the life of this process.
+    came: Option<Instant>,
+}
+
+/// One blob in the books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlobUse {
+    pub(super) size: u64,
+    /// Bytes of the disk it takes.
+    pub(super) disk_bytes: u64,
     /// Not so after its bytes were found wrong, until they have come again.
-    is_here: bool,
+    pub(super) is_here: bool,
     /// Models that list it, and pulls that hold it.
-    users: u32,
+    pub(super) users: u32,
+}
+
+impl BlobUse {
+    fn missing(size: u64) -> BlobUse {
+        BlobUse { size, disk_bytes: 0, is_here: false, users: 0 }
+    }
+}
+
+/// A model that was taken out of the books: nobody can open it.
+#[must_use = "it is destroyed, or taken back"]
+pub(super) struct Unnamed {
+    pub(super) record: Arc<Record>,
+    content: Content,
+    lacking: Option<RelPath>,
+}
+
+impl Unnamed {
+    /// Its blobs, each once.
+    pub(super) fn blobs(&self) -> Arc<[Digest]> {
+        self.content.blobs.clone()
+    }
+}
+
+/// What an eviction is decided by, all of one moment.
+pub(super) struct Books {
+    pub(super) models: Vec<BookedModel>,
+    pub(super) blobs: HashMap<Digest, BlobUse>,
+    /// Why it cannot be known what somebody uses.
+    pub(super) unknown: Option<String>,
+}
+
+/// One model of them.
+pub(super) struct BookedModel {
+    pub(super) id: ModelId,
+    pub(super) record: Arc<Record>,
+    pub(super) blobs: Arc<[Digest]>,
+    pub(super) came: Option<Instant>,
+    /// Who holds leases on it, in words.
+    pub(super) holders: Vec<String>,
+    pub(super) is_pinned: bool,
 }
 
 /// A reference that is kept, as the books have it.
@@ -63,15 +117,6 @@ pub(super) enum InUse {
     Unknown(String),
 }
 
-/// How much room there is, for the decision and for the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
-    /// `volume.quota`, if one is set.
-    pub(super) quota: Option<Bytes>,
-    /// Bytes the file system would still give, less what we leave to others.
-    pub(super) free_bytes: u64,
-}
-
 /// Why there is no room. "Never" and "not now" are different answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoRoom {
@@ -81,16 +126,20 @@ pub(super) enum NoRoom {
         quota: Bytes,
     },
     /// It would fit if something else were not here.
-    Now {
-        /// What could still be written.
-        free: Bytes,
-        /// What models use.
-        used: Bytes,
-        /// What other pulls were promised.
-        reserved: Bytes,
-        /// The quota, if it is what is short; otherwise the disk is.
-        quota: Option<Bytes>,
-    },
+    Now(Refusal),
+}
+
+/// The numbers of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What could still be written.
+    pub(super) free: Bytes,
+    /// What models use.
+    pub(super) used: Bytes,
+    /// What other pulls were promised.
+    pub(super) reserved: Bytes,
+    /// The quota, if it is what is short; otherwise the disk is.
+    pub(super) quota: Option<Bytes>,
 }
 
 /// A promise of bytes that are not written yet. Drop gives back what is left of it.
@@ -112,8 +161,7 @@ pub(super) struct Hold {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) models: u64,
-    pub(super) blob_bytes: u64,
-    pub(super) reserved_bytes: u64,
+    pub(super) taken: Taken,
 }
 
 impl Ledger {
@@ -121,17 +169,27 @@ impl Ledger {
         self.0.lock().expect("no panic while the ledger is held")
     }
 
-    /// Start-up: a blob that is on disk, named or not.
-    pub(super) fn found_blob(&self, blob: Blob) {
+    /// Start-up: a blob that is on disk, named or not, and the bytes of the disk it takes.
+    pub(super) fn found_blob(&self, blob: Blob, disk_bytes: u64) {
         let mut facts = self.facts();
-        if facts.blobs.insert(blob.digest, BlobUse { size: blob.size, is_here: true, users: 0 }).is_none() {
-            facts.blob_bytes += blob.size;
+        let found = BlobUse { size: blob.size, disk_bytes, is_here: true, users: 0 };
+        if facts.blobs.insert(blob.digest, found).is_none() {
+            facts.taken.blob_bytes += disk_bytes;
         }
+    }
+
+    /// Start-up: a model that has its name.
+    pub(super) fn found(&self, record: Record, manifest: &Manifest) {
+        self.enter(record, manifest, None);
     }
 
     /// A model has its name: it counts from now on. Replaces what the same id said before. It is broken if a blob of it is
     /// not here.
     pub(super) fn name(&self, record: Record, manifest: &Manifest) {
+        self.enter(record, manifest, Some(Instant::now()));
+    }
+
+    fn enter(&self, record: Record, manifest: &Manifest, came: Option<Instant>) {
         let mut facts = self.facts();
         let id = record.id();
         facts.last_sequence = facts.last_sequence.max(record.sequence);
@@ -139,10 +197,11 @@ impl Ledger {
         // next start: too much is kept rather than too little.
         let replaced = facts.models.insert(id, Arc::new(record.clone()));
         if replaced.is_none_or(|replaced| replaced.manifest != record.manifest) {
-            for file in manifest.files() {
-                let missing = BlobUse { size: file.size, is_here: false, users: 0 };
-                facts.blobs.entry(file.digest).or_insert(missing).users += 1;
+            let sizes: BTreeMap<Digest, u64> = manifest.files().iter().map(|file| (file.digest, file.size)).collect();
+            for (digest, size) in &sizes {
+                facts.blobs.entry(*digest).or_insert(BlobUse::missing(*size)).users += 1;
             }
+            facts.contents.insert(id, Content { blobs: sizes.into_keys().collect(), came });
         }
         let lacks = |file: &&ManifestFile| facts.blobs.get(&file.digest).is_none_or(|user| !user.is_here);
         match manifest.files().iter().find(lacks).map(|file| file.path.clone()) {
@@ -156,14 +215,16 @@ impl Ledger {
         }
     }
 
-    /// A model loses its name, unless somebody uses it. From now on nobody can open it.
-    pub(super) fn unname(&self, id: ModelId, manifest: &Manifest) -> Result<(), InUse> {
+    /// A model loses its name, unless somebody uses it. From now on nobody can open it. `None` if it is not here.
+    pub(super) fn unname(&self, id: ModelId) -> Result<Option<Unnamed>, InUse> {
         let mut facts = self.facts();
         facts.not_in_use(id)?;
-        let Some(record) = facts.models.remove(&id) else { return Ok(()) };
-        facts.broken.remove(&id);
-        for file in manifest.files() {
-            if let Some(user) = facts.blobs.get_mut(&file.digest) {
+        let (Some(record), Some(content)) = (facts.models.remove(&id), facts.contents.remove(&id)) else {
+            return Ok(None);
+        };
+        let lacking = facts.broken.remove(&id);
+        for digest in &*content.blobs {
+            if let Some(user) = facts.blobs.get_mut(digest) {
                 user.users = user.users.saturating_sub(1);
             }
         }
@@ -173,7 +234,62 @@ impl Ledger {
             Some(next) => facts.current.insert(text, next),
             None => facts.current.remove(&text),
         };
-        Ok(())
+        Ok(Some(Unnamed { record, content, lacking }))
+    }
+
+    /// A model has its name again, as if it had never lost it.
+    pub(super) fn take_back(&self, unnamed: Unnamed) {
+        let Unnamed { record, content, lacking } = unnamed;
+        let mut facts = self.facts();
+        let id = record.id();
+        for digest in &*content.blobs {
+            facts.blobs.entry(*digest).or_insert(BlobUse::missing(0)).users += 1;
+        }
+        if let Some(file) = lacking {
+            facts.broken.insert(id, file);
+        }
+        let text = record.reference.to_string();
+        let newest = facts.current.get(&text).and_then(|id| facts.models.get(id)).map_or(0, |r| r.sequence);
+        if record.sequence >= newest {
+            facts.current.insert(text, id);
+        }
+        facts.models.insert(id, record);
+        facts.contents.insert(id, content);
+    }
+
+    /// Everything an eviction is decided by. Copies, so that deciding holds nobody up.
+    pub(super) fn books(&self) -> Books {
+        let facts = self.facts();
+        let pinned: BTreeSet<ModelId> =
+            facts.pins.keys().filter_map(|reference| facts.current.get(reference)).copied().collect();
+        let model = |(id, record): (&ModelId, &Arc<Record>)| {
+            let content = facts.contents.get(id)?;
+            Some(BookedModel {
+                id: *id,
+                record: record.clone(),
+                blobs: content.blobs.clone(),
+                came: content.came,
+                holders: facts.holders_of(*id),
+                is_pinned: pinned.contains(id),
+            })
+        };
+        Books {
+            models: facts.models.iter().filter_map(model).collect(),
+            blobs: facts.blobs.clone(),
+            unknown: facts.why_unknown(),
+        }
+    }
+
+    /// Why it cannot be known what somebody uses.
+    pub(super) fn why_unknown(&self) -> Option<String> {
+        self.facts().why_unknown()
+    }
+
+    /// Those of the blobs that nothing uses.
+    pub(super) fn unused_of(&self, blobs: &[Digest]) -> Vec<Digest> {
+        let facts = self.facts();
+        let is_unused = |digest: &&Digest| facts.blobs.get(digest).is_some_and(|user| user.users == 0);
+        blobs.iter().filter(is_unused).copied().collect()
     }
 
     /// Who uses a model, if anybody does.
@@ -295,8 +411,17 @@ impl Ledger {
         let mut facts = self.facts();
         if let Some(user) = facts.blobs.get_mut(&digest).filter(|user| user.is_here) {
             user.is_here = false;
-            let size = user.size;
-            facts.blob_bytes -= size;
+            let disk_bytes = std::mem::take(&mut user.disk_bytes);
+            facts.taken.blob_bytes -= disk_bytes;
+        }
+    }
+
+    /// Another inode has taken the place of a blob.
+    pub(super) fn is_renewed(&self, digest: Digest, disk_bytes: u64) {
+        let mut facts = self.facts();
+        if let Some(user) = facts.blobs.get_mut(&digest).filter(|user| user.is_here) {
+            let before = std::mem::replace(&mut user.disk_bytes, disk_bytes);
+            facts.taken.blob_bytes = facts.taken.blob_bytes - before + disk_bytes;
         }
     }
 
@@ -378,18 +503,20 @@ impl Ledger {
         self.facts().blobs.iter().map(|(digest, found)| Blob { digest: *digest, size: found.size }).collect()
     }
 
-    /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked.
-    pub(super) fn strike_if_unused(&self, digest: Digest) -> bool {
+    /// Takes a blob that nothing uses out of the books, so that its bytes can be unlinked. The bytes of the disk it takes
+    /// still count, until [`Ledger::given_back`].
+    pub(super) fn strike_if_unused(&self, digest: Digest) -> Option<u64> {
         let mut facts = self.facts();
-        match facts.blobs.get(&digest) {
-            Some(user) if user.users == 0 => {
-                let size = if user.is_here { user.size } else { 0 };
-                facts.blob_bytes -= size;
-                facts.blobs.remove(&digest);
-                true
-            }
-            _ => false,
-        }
+        let disk_bytes = facts.blobs.get(&digest).filter(|user| user.users == 0)?.disk_bytes;
+        facts.blobs.remove(&digest);
+        facts.taken.blob_bytes -= disk_bytes;
+        facts.taken.going_bytes += disk_bytes;
+        Some(disk_bytes)
+    }
+
+    /// The disk has the bytes of struck blobs back.
+    pub(super) fn given_back(&self, disk_bytes: u64) {
+        self.facts().taken.going_bytes -= disk_bytes;
     }
 
     /// Promises `want_bytes` of a model of `model_bytes`, before the first one is written.
@@ -398,31 +525,22 @@ impl Ledger {
         if let Some(quota) = room.quota.filter(|quota| model_bytes > quota.0) {
             return Err(NoRoom::Never { quota });
         }
-        let refuse = |free: u64, quota| NoRoom::Now {
-            free: Bytes(free),
-            used: Bytes(facts.blob_bytes),
-            reserved: Bytes(facts.reserved_bytes),
-            quota,
-        };
-        if let Some(quota) = room.quota {
-            let left = quota.0.saturating_sub(facts.blob_bytes).saturating_sub(facts.reserved_bytes);
-            if want_bytes > left {
-                return Err(refuse(left, Some(quota)));
-            }
+        if let Some(refusal) = facts.refusal(want_bytes, room) {
+            return Err(NoRoom::Now(refusal));
         }
-        let left = room.free_bytes.saturating_sub(facts.reserved_bytes - facts.written_bytes);
-        if want_bytes > left {
-            return Err(refuse(left, None));
-        }
-        facts.reserved_bytes += want_bytes;
+        facts.taken.reserved_bytes += want_bytes;
         Ok(Reservation { ledger: self.clone(), left_bytes: want_bytes, written_bytes: 0 })
+    }
+
+    /// Why so many bytes would not be promised now, if so.
+    pub(super) fn refusal(&self, want_bytes: u64, room: Room) -> Option<Refusal> {
+        self.facts().refusal(want_bytes, room)
     }
 
     /// The sums.
     pub(super) fn totals(&self) -> Totals {
         let facts = self.facts();
-        let models = (facts.models.len() - facts.broken.len()) as u64;
-        Totals { models, blob_bytes: facts.blob_bytes, reserved_bytes: facts.reserved_bytes }
+        Totals { models: (facts.models.len() - facts.broken.len()) as u64, taken: facts.taken }
     }
 
     /// Leases by the kind of their holder.
@@ -440,19 +558,39 @@ impl Ledger {
 }
 
 impl Facts {
+    fn refusal(&self, want_bytes: u64, room: Room) -> Option<Refusal> {
+        let taken = &self.taken;
+        let of_quota = room.left_of_quota(taken).filter(|left| want_bytes > *left).map(|left| (left, room.quota));
+        let left = room.left_of_disk(taken);
+        let (free, quota) = of_quota.or((want_bytes > left).then_some((left, None)))?;
+        let (used, reserved) = (Bytes(taken.blob_bytes + taken.going_bytes), Bytes(taken.reserved_bytes));
+        Some(Refusal { free: Bytes(free), used, reserved, quota })
+    }
+
     /// The pin that keeps a version: it keeps what the reference means now.
     fn pin_of(&self, id: ModelId) -> Option<&Pinned> {
         let text = self.models.get(&id)?.reference.to_string();
         self.pins.get(&text).filter(|_| self.current.get(&text) == Some(&id))
     }
 
+    fn why_unknown(&self) -> Option<String> {
+        let unnamed = || "a record or a manifest cannot be read".to_owned();
+        self.unknown_holders.clone().or_else(|| self.incomplete.then(unnamed))
+    }
+
+    /// Who holds leases on a version, in words.
+    fn holders_of(&self, id: ModelId) -> Vec<String> {
+        let leases = self.leases.on(id).filter(|held| !held.is_over());
+        let mut by: Vec<String> = leases.map(|held| format!("{} (lease `{}`)", held.holder, held.id)).collect();
+        by.sort();
+        by
+    }
+
     fn not_in_use(&self, id: ModelId) -> Result<(), InUse> {
         if let Some(why) = &self.unknown_holders {
             return Err(InUse::Unknown(why.clone()));
         }
-        let leases = self.leases.on(id).filter(|held| !held.is_over());
-        let mut by: Vec<String> = leases.map(|held| format!("{} (lease `{}`)", held.holder, held.id)).collect();
-        by.sort();
+        let mut by = self.holders_of(id);
         by.extend(self.pin_of(id).map(|pin| format!("a pin on `{}`", pin.reference)));
         if by.is_empty() { Ok(()) } else { Err(InUse::By(by)) }
     }
@@ -463,31 +601,28 @@ impl Reservation {
     pub(super) fn written(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left_bytes - self.written_bytes);
         self.written_bytes += bytes;
-        self.ledger.facts().written_bytes += bytes;
+        self.ledger.facts().taken.written_bytes += bytes;
     }
 
     /// The file system has these bytes back, or they have become a blob: they are no longer written ahead.
     fn settle(&mut self, facts: &mut Facts, bytes: u64) {
         let bytes = bytes.min(self.written_bytes);
         self.written_bytes -= bytes;
-        facts.written_bytes -= bytes;
+        facts.taken.written_bytes -= bytes;
     }
 
-    /// Reserved bytes have become a blob; `hold` keeps it.
-    pub(super) fn became(&mut self, blob: Blob, hold: &mut Hold) {
+    /// Reserved bytes have become a blob that takes so many of the disk; `hold` keeps it.
+    pub(super) fn became(&mut self, blob: Blob, disk_bytes: u64, hold: &mut Hold) {
         let ledger = self.ledger.clone();
         let mut facts = ledger.facts();
-        self.settle(&mut facts, blob.size);
-        let given = blob.size.min(self.left_bytes);
+        self.settle(&mut facts, disk_bytes);
+        let given = disk_bytes.min(self.left_bytes);
         self.left_bytes -= given;
-        facts.reserved_bytes -= given;
-        let missing = BlobUse { size: blob.size, is_here: false, users: 0 };
-        let user = facts.blobs.entry(blob.digest).or_insert(missing);
-        let is_new = !user.is_here;
-        *user = BlobUse { size: if is_new { blob.size } else { user.size }, is_here: true, users: user.users + 1 };
-        if is_new {
-            facts.blob_bytes += blob.size;
-        }
+        facts.taken.reserved_bytes -= given;
+        let user = facts.blobs.entry(blob.digest).or_insert(BlobUse::missing(blob.size));
+        let before = std::mem::replace(&mut user.disk_bytes, disk_bytes);
+        *user = BlobUse { size: blob.size, disk_bytes, is_here: true, users: user.users + 1 };
+        facts.taken.blob_bytes = facts.taken.blob_bytes - before + disk_bytes;
         hold.digests.push(blob.digest);
     }
 }
@@ -497,7 +632,7 @@ impl Drop for Reservation {
         let ledger = self.ledger.clone();
         let mut facts = ledger.facts();
         self.settle(&mut facts, u64::MAX);
-        facts.reserved_bytes -= self.left_bytes;
+        facts.taken.reserved_bytes -= self.left_bytes;
     }
 }
 
@@ -518,7 +653,12 @@ mod tests {
     use crate::model::ManifestFile;
 
     fn room(quota: Option<u64>, free_bytes: u64) -> Room {
-        Room { quota: quota.map(Bytes), free_bytes }
+        Room { quota: quota.map(Bytes), free_bytes, ..Room::default() }
+    }
+
+    fn taken(ledger: &Ledger) -> (u64, u64, u64) {
+        let taken = ledger.totals().taken;
+        (taken.blob_bytes, taken.going_bytes, taken.reserved_bytes)
     }
 
     fn blob(name: &str, size: u64) -> Blob {
@@ -531,8 +671,8 @@ mod tests {
         assert!(matches!(ledger.reserve(60, 101, room(Some(100), 1000)), Err(NoRoom::Never { quota: Bytes(100) })));
         let first = ledger.reserve(60, 60, room(Some(100), 1000)).ok().unwrap();
         let refused = ledger.reserve(60, 60, room(Some(100), 1000)).err().unwrap();
-        let expected = NoRoom::Now { free: Bytes(40), used: Bytes(0), reserved: Bytes(60), quota: Some(Bytes(100)) };
-        assert_eq!(refused, expected);
+        let expected = Refusal { free: Bytes(40), used: Bytes(0), reserved: Bytes(60), quota: Some(Bytes(100)) };
+        assert_eq!(refused, NoRoom::Now(expected));
         drop(first);
         assert!(ledger.reserve(60, 60, room(Some(100), 1000)).is_ok());
     }
@@ -543,7 +683,7 @@ mod tests {
         let mut first = ledger.reserve(60, 60, room(None, 100)).ok().unwrap();
         assert!(matches!(
             ledger.reserve(41, 41, room(None, 100)),
-            Err(NoRoom::Now { free: Bytes(40), quota: None, .. })
+            Err(NoRoom::Now(Refusal { free: Bytes(40), quota: None, .. }))
         ));
         // Half of the promise is on the disk: the disk has less, and less is promised of what it has.
         first.written(30);
@@ -557,11 +697,11 @@ mod tests {
         let mut hold = ledger.hold();
         let mut reservation = ledger.reserve(100, 100, room(None, 1000)).ok().unwrap();
         reservation.written(60);
-        reservation.became(blob("a", 60), &mut hold);
-        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 60, reserved_bytes: 40 });
+        reservation.became(blob("a", 58), 60, &mut hold);
+        assert_eq!(taken(&ledger), (60, 0, 40));
         drop(reservation);
-        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 60, reserved_bytes: 0 });
-        assert_eq!(ledger.facts().written_bytes, 0);
+        assert_eq!(taken(&ledger), (60, 0, 0));
+        assert_eq!(ledger.facts().taken.written_bytes, 0);
     }
 
     #[test]
@@ -569,7 +709,7 @@ mod tests {
         let ledger = Ledger::default();
         let [a, b, c] = ["a", "b", "c"].map(|name| blob(name, 5));
         for blob in [a, b, c] {
-            ledger.found_blob(blob);
+            ledger.found_blob(blob, 5);
         }
         let path = RelPath::new("weights").unwrap();
         let manifest =
@@ -597,7 +737,7 @@ mod tests {
     fn a_blob_whose_bytes_are_lost_is_missed_until_they_come_again() {
         let ledger = Ledger::default();
         let a = blob("a", 5);
-        ledger.found_blob(a);
+        ledger.found_blob(a, 5);
         let path = RelPath::new("weights").unwrap();
         let manifest = Manifest::new(vec![ManifestFile { path: path.clone(), digest: a.digest, size: 5 }]);
         let record = Record {
@@ -617,32 +757,67 @@ mod tests {
         ledger.lose(a.digest);
         ledger.lose(a.digest);
         ledger.lacks(record.id(), &path);
-        assert_eq!(ledger.totals(), Totals { models: 0, blob_bytes: 0, reserved_bytes: 0 });
+        assert_eq!((ledger.totals().models, taken(&ledger)), (0, (0, 0, 0)));
         assert!(!ledger.hold_if_here(&mut ledger.hold(), a.digest));
         assert_eq!(ledger.hub_target("org/name", "main"), None);
         ledger.name(record.clone(), &manifest);
         assert_eq!(ledger.lacking(record.id()), Some(path));
 
         let mut hold = ledger.hold();
-        ledger.reserve(5, 5, room(None, 100)).ok().unwrap().became(a, &mut hold);
+        ledger.reserve(5, 5, room(None, 100)).ok().unwrap().became(a, 5, &mut hold);
         ledger.name(record.clone(), &manifest);
         drop(hold);
         assert_eq!(ledger.lacking(record.id()), None);
-        assert_eq!(ledger.totals(), Totals { models: 1, blob_bytes: 5, reserved_bytes: 0 });
+        assert_eq!((ledger.totals().models, taken(&ledger)), (1, (5, 0, 0)));
         assert_eq!(ledger.unused_blobs(), [], "the model still uses it");
+    }
+
+    #[test]
+    fn a_model_that_is_taken_back_is_as_it_was() {
+        let ledger = Ledger::default();
+        let a = blob("a", 5);
+        ledger.found_blob(a, 5);
+        let file = |path: &str| ManifestFile { path: RelPath::new(path).unwrap(), digest: a.digest, size: 5 };
+        let manifest = Manifest::new(vec![file("one"), file("two")]);
+        let record = |version: &str, sequence| Record {
+            reference: "hf://org/name".parse().unwrap(),
+            version: version.into(),
+            manifest: manifest.digest(),
+            snapshot: RelPath::new(version).unwrap(),
+            confirmed_at_ms: 0,
+            sequence,
+            total_bytes: 10,
+            total_files: 2,
+            claims: Vec::new(),
+        };
+        let (old, new) = (record("v1", 1), record("v2", 2));
+        ledger.name(old.clone(), &manifest);
+        ledger.name(new.clone(), &manifest);
+        let current = |ledger: &Ledger| ledger.current(&new.reference).map(|record| record.version.clone());
+        let unnamed = ledger.unname(new.id()).ok().flatten().unwrap();
+        assert_eq!((current(&ledger).as_deref(), ledger.books().blobs[&a.digest].users), (Some("v1"), 1));
+        assert_eq!(ledger.unused_of(&unnamed.blobs()), []);
+        ledger.take_back(unnamed);
+        assert_eq!((current(&ledger).as_deref(), ledger.books().blobs[&a.digest].users), (Some("v2"), 2));
+        for record in [old, new] {
+            assert!(ledger.unname(record.id()).ok().flatten().is_some());
+        }
+        assert_eq!(ledger.unused_of(&[a.digest]), [a.digest]);
     }
 
     #[test]
     fn a_held_blob_is_not_struck() {
         let ledger = Ledger::default();
         let a = blob("a", 5);
-        ledger.found_blob(a);
+        ledger.found_blob(a, 5);
         let mut hold = ledger.hold();
         assert!(ledger.hold_if_here(&mut hold, a.digest));
-        assert!(!ledger.strike_if_unused(a.digest));
+        assert_eq!(ledger.strike_if_unused(a.digest), None);
         drop(hold);
-        assert!(ledger.strike_if_unused(a.digest));
+        assert_eq!(ledger.strike_if_unused(a.digest), Some(5));
         assert!(!ledger.hold_if_here(&mut ledger.hold(), a.digest));
-        assert_eq!(ledger.totals().blob_bytes, 0);
+        assert_eq!(taken(&ledger), (0, 5, 0), "the disk has not got them back yet");
+        ledger.given_back(5);
+        assert_eq!(taken(&ledger), (0, 0, 0));
     }
 }

@@ -1,11 +1,12 @@
 //! The verbs on models that are local: list, remove.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::ledger::InUse;
+use super::ledger::{InUse, Unnamed};
 use super::{Cache, Error, rfc3339};
 use crate::model::{Digest, Location, ModelId, ModelRef, Record};
+use crate::store::Holders;
 use crate::wire::http::{ModelDetail, ModelFile, ModelInfo, Removed};
 
 impl Cache {
@@ -23,7 +24,7 @@ impl Cache {
             Ok(id) => self.0.ledger.model(id),
             Err(()) => self.0.ledger.current(&name.parse()?),
         };
-        let record = record.ok_or_else(|| Error::NotLocal { reference: name.to_owned() })?;
+        let record = record.ok_or_else(|| self.not_local(name))?;
         if self.0.ledger.lacking(record.id()).is_some() {
             return Err(self.why_not_open(&record.reference));
         }
@@ -40,10 +41,15 @@ impl Cache {
     }
 
     /// Removes a version by its id, or every version of a reference. Blocking.
-    ///
-    /// Order: name, index, snapshot, manifest, blobs, so that a crash leaves only what nothing names.
     pub fn remove(&self, name: &str) -> Result<Removed, Error> {
-        let hands = self.hands()?;
+        self.hands()?;
+        self.make_removable()?;
+        let removed = self.remove_named(name);
+        self.keep_reserve();
+        removed
+    }
+
+    fn remove_named(&self, name: &str) -> Result<Removed, Error> {
         let _naming = self.0.naming.lock().expect("no panic while names change");
         let records: Vec<_> = match name.parse::<ModelId>() {
             Ok(id) => self.0.ledger.model(id).into_iter().collect(),
@@ -63,44 +69,66 @@ impl Cache {
         for record in records {
             let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
             removed.models.push(self.info(&record, current));
-            let manifest = self.0.volume.read_manifest(record.manifest)?;
             // Nobody may open it between the question whether it is in use and its end.
-            self.0.ledger.unname(record.id(), &manifest).map_err(|by| in_use(&record, by))?;
-            if let Err(error) = self.0.volume.remove_record(record.id()) {
-                self.0.ledger.name(record.as_ref().clone(), &manifest);
-                return Err(error.into());
+            let unnamed = self.0.ledger.unname(record.id()).map_err(|by| in_use(&record, by))?;
+            if let Some(unnamed) = unnamed {
+                removed.freed_bytes += self.destroy(unnamed, Vec::new())?;
             }
-            if let Location::Hub { repo, revision, .. } = record.reference.location() {
-                self.point_hub_ref(repo, revision)?;
-            }
-            if let Err(error) = hands.index.remove(&record) {
-                tracing::warn!(%error, model = %record.id(), "the index still knows a model that is gone; it is not believed");
-            }
-            if !self.0.ledger.uses_snapshot(&record.snapshot) {
-                self.0.volume.remove_snapshot(&record.snapshot)?;
-            }
-            if !self.0.ledger.uses_manifest(record.manifest) {
-                self.0.volume.remove_manifest(record.manifest)?;
-            }
-            removed.freed_bytes += self.remove_unused_blobs(manifest.files().iter().map(|f| f.digest))?;
             tracing::info!(model = %record.id(), reference = %record.reference, version = record.version, "removed");
         }
         self.save_stamps();
         Ok(removed)
     }
 
+    /// Takes away what is left of a model that nobody can open any more; returns the bytes of the disk this gives back.
+    /// `holders` is what the kernel says of its blobs, where it was asked. Blocking; the caller holds `naming`.
+    ///
+    /// Order: name, index, snapshot, manifest, blobs, so that a crash leaves only what nothing names. If the name cannot be
+    /// taken away, the model has it again.
+    pub(super) fn destroy(&self, unnamed: Unnamed, holders: Vec<(Digest, Holders)>) -> Result<u64, Error> {
+        let (record, blobs) = (unnamed.record.clone(), unnamed.blobs());
+        if let Err(error) = self.0.volume.remove_record(record.id()) {
+            self.0.ledger.take_back(unnamed);
+            return Err(error.into());
+        }
+        if let Location::Hub { repo, revision, .. } = record.reference.location() {
+            self.point_hub_ref(repo, revision)?;
+        }
+        if let Err(error) = self.hands()?.index.remove(&record) {
+            tracing::warn!(%error, model = %record.id(), "the index still knows a model that is gone; it is not believed");
+        }
+        if !self.0.ledger.uses_snapshot(&record.snapshot) {
+            self.0.volume.remove_snapshot(&record.snapshot)?;
+        }
+        if !self.0.ledger.uses_manifest(record.manifest) {
+            self.0.volume.remove_manifest(record.manifest)?;
+        }
+        self.remove_unused_blobs(blobs.iter().copied(), holders)
+    }
+
     /// Removes those of the blobs that neither a model nor a pull uses; returns the bytes of the disk this gives back.
-    /// Blocking.
-    pub(super) fn remove_unused_blobs(&self, digests: impl IntoIterator<Item = Digest>) -> Result<u64, Error> {
+    /// `holders` is what the kernel says of them, where it was asked. Blocking.
+    pub(super) fn remove_unused_blobs(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+        holders: Vec<(Digest, Holders)>,
+    ) -> Result<u64, Error> {
         let _no_commits = self.0.commits.write().expect("no panic while a commit is under way");
         let digests: BTreeSet<Digest> = digests.into_iter().collect();
-        let mut freed = 0;
+        let mut holders: BTreeMap<Digest, Holders> = holders.into_iter().collect();
+        let mut freed_bytes = 0;
         for digest in digests {
-            if self.0.ledger.strike_if_unused(digest) {
-                freed += self.0.volume.remove_blob(digest, None)?.disk_bytes;
+            let Some(booked_bytes) = self.0.ledger.strike_if_unused(digest) else { continue };
+            // Where the kernel does not say, what readers keep open is not counted.
+            let holders = holders.remove(&digest).or_else(|| self.0.volume.holders_now(digest).ok());
+            let freed = self.0.volume.remove_blob(digest, holders)?;
+            freed_bytes += freed.disk_bytes;
+            match freed.open_yet {
+                Some(open_yet) => self.watch(open_yet, booked_bytes),
+                None => self.0.ledger.given_back(booked_bytes),
             }
         }
-        Ok(freed)
+        Ok(freed_bytes)
     }
 
     /// Makes `refs/<revision>` lead to what the ledger says. Blocking; the caller holds `naming`, or nobody else runs.

@@ -147,7 +147,16 @@ impl Cache {
     }
 
     pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {
-        self.0.pulls.lock().expect("no panic while the pulls are held").why_not_open(reference)
+        let why = self.0.pulls.lock().expect("no panic while the pulls are held").why_not_open(reference);
+        match why {
+            Error::NotLocal { reference, .. } => self.not_local(&reference),
+            why => why,
+        }
+    }
+
+    /// It is not here, and may have been evicted.
+    pub(super) fn not_local(&self, reference: &str) -> Error {
+        Error::NotLocal { reference: reference.to_owned(), evicted: self.when_evicted(reference) }
     }
 }
 

@@ -75,6 +75,7 @@ impl Cache {
             }
             Proof::Renewed => {
                 self.0.metrics.proved(ProofOutcome::Renewed);
+                self.0.ledger.is_renewed(digest, self.0.volume.disk_bytes(digest)?);
                 tracing::warn!(
                     blob = %digest.short(), bytes = file.size,
                     "a blob can be written by others, so a copy of it takes its place; its bytes are right"

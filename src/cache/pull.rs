@@ -2,7 +2,7 @@
 
 mod progress;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::evict::Cause;
 use super::ledger::{Hold, NoRoom, Reservation};
 use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
@@ -35,6 +36,8 @@ const MAX_ACTIVE_PULLS: usize = 256;
 const MAX_CHANGES: u32 = 3;
 /// How often a file is fetched again because its bytes differ from its checksum.
 const MAX_MISMATCHES: u32 = 1;
+/// How often a pull makes room that others take.
+const MAX_ROUNDS_FOR_ROOM: u32 = 8;
 /// The first pause between two attempts; it doubles, with jitter.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest pause we choose ourselves (a source may ask for more).
@@ -86,6 +89,15 @@ impl Pulls {
         self.active.len()
     }
 
+    /// What is being pulled.
+    pub(super) fn references(&self) -> HashSet<String> {
+        self.active.keys().cloned().collect()
+    }
+
+    pub(super) fn is_active(&self, reference: &ModelRef) -> bool {
+        self.active.contains_key(&reference.to_string())
+    }
+
     fn newest_first(&self) -> Vec<Arc<Pull>> {
         let mut pulls: Vec<_> = self.active.values().chain(&self.ended).cloned().collect();
         pulls.sort_by(|a, b| b.id.cmp(&a.id));
@@ -105,7 +117,7 @@ impl Pulls {
                 let eta = status.eta_seconds.map(Duration::from_secs);
                 Error::NotReady { reference, percent: status.percent, eta }
             }
-            None => Error::NotLocal { reference },
+            None => Error::NotLocal { reference, evicted: None },
         }
     }
 
@@ -400,7 +412,8 @@ impl Cache {
                 _ => missing.entry(Claim::of(file).map_or(Key::Place(at), Key::Claim)).or_default().push(at),
             }
         }
-        let want = missing.values().map(|files| listing.files()[files[0]].size).sum();
+        let room = self.room()?;
+        let want = missing.values().map(|files| room.on_disk(listing.files()[files[0]].size)).sum();
         let reservation = Arc::new(Mutex::new((self.reserve(pull, want, listing.total_bytes()).await?, hold)));
 
         let mut queue: Vec<Vec<usize>> = missing.into_values().collect();
@@ -479,11 +492,13 @@ impl Cache {
             let key = ingest_key(pull, file);
             let begun = self.blocking(move |cache| Ok(cache.0.volume.begin(&key)?)).await?;
             let adopt = {
-                let books = books.clone();
-                move |blob| {
+                let (books, cache) = (books.clone(), self.clone());
+                move |blob: Blob| {
+                    // It is here and cannot go; if it cannot be measured, its size is near enough.
+                    let disk_bytes = cache.0.volume.disk_bytes(blob.digest).unwrap_or(blob.size);
                     let mut books = books.lock().expect("no panic while the books are held");
                     let (reservation, hold) = &mut *books;
-                    reservation.became(blob, hold);
+                    reservation.became(blob, disk_bytes, hold);
                 }
             };
             let ingest = match begun {
@@ -496,7 +511,8 @@ impl Cache {
                 }
                 Begun::Ingest(ingest) => ingest,
             };
-            books.lock().expect("no panic while the books are held").0.written(file.size);
+            let on_disk = self.room()?.on_disk(file.size);
+            books.lock().expect("no panic while the books are held").0.written(on_disk);
             pull.progress.now_fetching(file);
             let fetched = transfer.run(file, ingest, adopt).await;
             pull.progress.no_longer_fetching(file);
@@ -599,35 +615,36 @@ impl Cache {
         }
         self.0.volume.write_record(&record)?;
         self.0.ledger.name(record.clone(), manifest);
+        self.hands()?.index.pulled(record.id());
+        self.came_back(&record.reference);
         if let Location::Hub { repo, revision, .. } = record.reference.location() {
             self.point_hub_ref(repo, revision)?;
         }
         Ok(record)
     }
 
+    /// Promises room, and makes it if there is none: before the first byte, or not at all.
     async fn reserve(&self, pull: &Pull, want: u64, model: u64) -> Result<Reservation, Error> {
-        let mut answer = self.0.ledger.reserve(want, model, self.room()?);
-        if matches!(answer, Err(NoRoom::Now { .. })) {
-            // What failed and cancelled pulls have left goes before anybody is refused for it.
-            let freed = self.blocking(|cache| cache.remove_unused_blobs(cache.0.ledger.unused_blobs())).await?;
-            if freed > 0 {
-                tracing::info!(bytes = freed, "cleared away what pulls that did not end well have left");
+        let mut rounds = 0;
+        loop {
+            let refusal = match self.0.ledger.reserve(want, model, self.room()?) {
+                Ok(reservation) => return Ok(reservation),
+                Err(NoRoom::Never { quota }) => {
+                    let reference = pull.reference.to_string();
+                    return Err(Error::NeverFits { reference, size: Bytes(model), quota });
+                }
+                Err(NoRoom::Now(refusal)) => refusal,
+            };
+            let cause = Cause::Pull(pull.reference.clone());
+            let made = self.blocking(move |cache| cache.make_room(want, &cause)).await?;
+            rounds += 1;
+            // Another pull may have taken what was made for this one.
+            let is_in_vain = made.freed_bytes == 0 && !made.outlook.has_room();
+            if is_in_vain || rounds == MAX_ROUNDS_FOR_ROOM {
+                let what = format!("pull `{}`", pull.reference);
+                return Err(self.no_room(what, want, refusal, &made.outlook));
             }
-            answer = self.0.ledger.reserve(want, model, self.room()?);
         }
-        let reference = || pull.reference.to_string();
-        answer.map_err(|refusal| match refusal {
-            NoRoom::Never { quota } => Error::NeverFits { reference: reference(), size: Bytes(model), quota },
-            NoRoom::Now { free, used, reserved, quota } => Error::NoRoom {
-                reference: reference(),
-                needs: Bytes(want),
-                free,
-                used,
-                reserved,
-                quota,
-                volume: self.0.config.root.display().to_string(),
-            },
-        })
     }
 
     /// The blob that is these bytes, if a model or an earlier pull has brought it. Blocking.

@@ -1,7 +1,7 @@
 //! Start-up: what the disk says becomes what we know.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +22,10 @@ impl Cache {
     /// Fails if another process holds the volume, or if the directory is not a volume this program can read.
     pub fn start(config: CacheConfig, sources: Sources, metrics: Arc<Metrics>) -> Result<Cache, Error> {
         let volume = Volume::open(&config.root)?;
+        // On a full disk the index could not be opened, and nothing be taken away.
+        if volume.spend_reserve()? {
+            tracing::warn!("the disk is full: its reserve is given back, so that models can be evicted or removed");
+        }
         let index = Index::open(&volume.root().join(INDEX_DIRECTORY))?;
         if index.was_rebuilt() {
             metrics.index_rebuilt();
@@ -51,6 +55,8 @@ impl Cache {
         cache.restore_pins()?;
         cache.mend_snapshots();
         cache.mend_hub_refs();
+        cache.recall_evictions();
+        cache.keep_reserve();
         Ok(cache)
     }
 
@@ -62,13 +68,17 @@ impl Cache {
         cache.learn(records)?;
         cache.restore_leases()?;
         cache.restore_pins()?;
+        cache.recall_evictions();
         Ok(cache)
     }
 
     fn over(config: CacheConfig, volume: Volume, hands: Option<Hands>, metrics: Arc<Metrics>) -> Cache {
         let budget = Arc::new(Budget::new(config.pull_memory.0, config.pull_connections));
+        let limits = Mutex::new(config.limits);
         Cache(Arc::new(Inner {
             config,
+            limits,
+            evictions: Default::default(),
             volume,
             hands,
             metrics,
@@ -90,11 +100,11 @@ impl Cache {
     /// Fills the ledger. A record whose manifest cannot be read is not a model: it is said, and kept for a repair.
     fn learn(&self, records: Vec<Record>) -> Result<(), Error> {
         for blob in self.0.volume.blobs()? {
-            self.0.ledger.found_blob(blob);
+            self.0.ledger.found_blob(blob, self.0.volume.disk_bytes(blob.digest)?);
         }
         for record in records {
             match self.0.volume.read_manifest(record.manifest) {
-                Ok(manifest) => self.0.ledger.name(record, &manifest),
+                Ok(manifest) => self.0.ledger.found(record, &manifest),
                 Err(error) => {
                     self.0.ledger.lacks_a_name();
                     tracing::warn!(%error, model = %record.id(), "a model is not served: pull it again");

@@ -15,8 +15,8 @@ use crate::daemon;
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
 use crate::wire::http::{
-    LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness, Removed, ScrubRequest, ScrubStatus,
-    WarmRequest, WarmStatus,
+    Evicted, EvictionInfo, EvictionPlan, LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness,
+    Removed, ScrubRequest, ScrubStatus, WarmRequest, WarmStatus,
 };
 
 /// Longest wait for jobs to stop where they are, when this process ends.
@@ -192,6 +192,39 @@ impl Door {
             Door::Here(cache) => {
                 let (cache, name) = (cache.clone(), name.to_owned());
                 Ok(blocking(move || cache.remove(&name)).await??)
+            }
+        }
+    }
+
+    /// What would be evicted for so many bytes.
+    pub(super) async fn eviction_plan(&self, need_bytes: u64) -> Result<EvictionPlan, Problem> {
+        match self {
+            Door::Daemon(client) => client.eviction_plan(need_bytes).await,
+            Door::Here(cache) => {
+                let cache = cache.clone();
+                Ok(blocking(move || cache.eviction_plan(need_bytes)).await??)
+            }
+        }
+    }
+
+    /// Makes so many bytes fit.
+    pub(super) async fn evict(&self, need_bytes: u64) -> Result<Evicted, Problem> {
+        match self {
+            Door::Daemon(client) => client.evict(need_bytes).await,
+            Door::Here(cache) => {
+                let cache = cache.clone();
+                Ok(blocking(move || cache.evict_for(need_bytes)).await??)
+            }
+        }
+    }
+
+    /// What was evicted, newest first.
+    pub(super) async fn evictions(&self) -> Result<Vec<EvictionInfo>, Problem> {
+        match self {
+            Door::Daemon(client) => client.evictions().await,
+            Door::Here(cache) => {
+                let cache = cache.clone();
+                Ok(blocking(move || cache.evictions()).await??)
             }
         }
     }

@@ -12,9 +12,9 @@ use url::Url;
 
 use crate::fault::{Code, Problem};
 use crate::wire::http::{
-    LeaseInfo, LeaseList, ModelDetail, ModelInfo, ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest,
-    ProblemBody, PullList, PullRequest, PullStatus, Readiness, Removed, ScrubList, ScrubRequest, ScrubStatus, WarmList,
-    WarmRequest, WarmStatus,
+    EvictRequest, Evicted, EvictionInfo, EvictionList, EvictionPlan, LeaseInfo, LeaseList, ModelDetail, ModelInfo,
+    ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest, ProblemBody, PullList, PullRequest, PullStatus,
+    Readiness, Removed, ScrubList, ScrubRequest, ScrubStatus, WarmList, WarmRequest, WarmStatus,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -181,6 +181,22 @@ impl Client {
     /// Stops a scrub.
     pub async fn cancel_scrub(&self, id: &str) -> Result<ScrubStatus, Problem> {
         self.ask(self.request(Method::DELETE, &["v1", "scrubs", id])).await
+    }
+
+    /// What would be evicted for so many bytes.
+    pub async fn eviction_plan(&self, need_bytes: u64) -> Result<EvictionPlan, Problem> {
+        let request = self.request(Method::GET, &["v1", "evictions", "plan"]);
+        self.ask(request.query(&[("need", need_bytes)])).await
+    }
+
+    /// Makes so many bytes fit.
+    pub async fn evict(&self, need_bytes: u64) -> Result<Evicted, Problem> {
+        self.ask(self.request(Method::POST, &["v1", "evictions"]).json(&EvictRequest { need_bytes })).await
+    }
+
+    /// What was evicted, newest first.
+    pub async fn evictions(&self) -> Result<Vec<EvictionInfo>, Problem> {
+        Ok(self.ask::<EvictionList>(self.request(Method::GET, &["v1", "evictions"])).await?.evictions)
     }
 
     /// Asks for a warm-up, or joins it.

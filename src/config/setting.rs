@@ -8,7 +8,8 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::Config;
-use crate::model::{Bytes, ModelRef};
+use crate::cache::MinFree;
+use crate::model::{Bytes, ModelRef, Share};
 use crate::telemetry::LogFormat;
 
 const KIB: u64 = 1 << 10;
@@ -79,7 +80,12 @@ pub(super) enum Slot {
     OptionalSocket(fn(&mut Config) -> &mut Option<PathBuf>),
     Size(fn(&mut Config) -> &mut Bytes, RangeInclusive<u64>),
     /// A size, or `none`.
-    Quota(fn(&mut Config) -> &mut Option<Bytes>, RangeInclusive<u64>),
+    OptionalSize(fn(&mut Config) -> &mut Option<Bytes>, RangeInclusive<u64>),
+    /// A size or a percentage of the file system, or `none`.
+    Quota(fn(&mut Config) -> &mut Option<Share>, RangeInclusive<u64>),
+    /// A size or a percentage of the file system, or `auto`.
+    MinFree(fn(&mut Config) -> &mut MinFree, RangeInclusive<u64>),
+    Percent(fn(&mut Config) -> &mut u8, RangeInclusive<u8>),
     Count(fn(&mut Config) -> &mut u32, RangeInclusive<u32>),
     Time(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
     Bool(fn(&mut Config) -> &mut bool),
@@ -106,17 +112,37 @@ pub static SETTINGS: &[Setting] = &[
         env: "LARDER_VOLUME_QUOTA",
         flag: None,
         default: Fallback::Text("none"),
-        doc: "Most bytes that models may use. `none`: what the file system has. A pull that does not fit is refused \
-              before its first byte.",
-        slot: Slot::Quota(|c| &mut c.volume.quota, 1_000_000..=1000 * PB),
+        doc: "Most of the disk that models may use; a percentage is of the file system, `none` is all that it has. What \
+              was used least recently is evicted for a pull that does not fit; if that is not enough, the pull is refused \
+              before its first byte. SIGHUP applies it.",
+        slot: Slot::Quota(|c| &mut c.volume.limits.quota, 1_000_000..=1000 * PB),
+    },
+    Setting {
+        key: "volume.low_water",
+        env: "LARDER_VOLUME_LOW_WATER",
+        flag: None,
+        default: Fallback::Text("95%"),
+        doc: "To how much of the quota an eviction brings use down, so that not every pull must evict. SIGHUP applies it.",
+        slot: Slot::Percent(|c| &mut c.volume.limits.low_water_percent, 1..=100),
     },
     Setting {
         key: "volume.min_free",
         env: "LARDER_VOLUME_MIN_FREE",
         flag: None,
-        default: Fallback::Text("2GB"),
-        doc: "Bytes of the file system that are left to others, whatever the quota says.",
-        slot: Slot::Size(|c| &mut c.volume.min_free, 0..=PB),
+        default: Fallback::Text("auto"),
+        doc: "How much of the file system is left to others, whatever the quota says; what they use counts too. `auto` is \
+              20 % where kubelet may be on the same file system, because it throws images away below 15 % and evicts \
+              pods below 10 %, and 2GB elsewhere. SIGHUP applies it.",
+        slot: Slot::MinFree(|c| &mut c.volume.limits.min_free, 0..=PB),
+    },
+    Setting {
+        key: "volume.min_residency",
+        env: "LARDER_VOLUME_MIN_RESIDENCY",
+        flag: None,
+        default: Fallback::Text("10m"),
+        doc: "A model that came less than this ago is not evicted, so that two that do not fit together do not push each \
+              other out again and again. SIGHUP applies it.",
+        slot: Slot::Time(|c| &mut c.volume.limits.min_residency, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600)),
     },
     Setting {
         key: "pull.memory",
@@ -208,7 +234,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::Text("20MB"),
         doc: "Bytes a second that the daemon reads by itself to find out whether the disk still gives what was written. \
               `none`: it does not; `larder scrub` does when it is asked.",
-        slot: Slot::Quota(|c| &mut c.scrub.rate, 1_000_000..=PB),
+        slot: Slot::OptionalSize(|c| &mut c.scrub.rate, 1_000_000..=PB),
     },
     Setting {
         key: "scrub.every",
@@ -248,8 +274,17 @@ impl Setting {
                 format!("a size from {} to {}", size_text(*limits.start()), size_text(*limits.end()))
             }
             Slot::Quota(_, limits) => {
+                let (least, most) = (size_text(*limits.start()), size_text(*limits.end()));
+                format!("a size from {least} to {most}, a percentage from 1% to 100%, or `none`")
+            }
+            Slot::OptionalSize(_, limits) => {
                 format!("a size from {} to {}, or `none`", size_text(*limits.start()), size_text(*limits.end()))
             }
+            Slot::MinFree(_, limits) => {
+                let (least, most) = (size_text(*limits.start()), size_text(*limits.end()));
+                format!("a size from {least} to {most}, a percentage from 0% to 99%, or `auto`")
+            }
+            Slot::Percent(_, limits) => format!("a percentage from {}% to {}%", limits.start(), limits.end()),
             Slot::Count(_, limits) => format!("a number from {} to {}", limits.start(), limits.end()),
             Slot::Time(_, limits) => {
                 format!("a duration from {} to {}", time_text(limits.start()), time_text(limits.end()))
@@ -268,7 +303,8 @@ impl Setting {
 
     /// A value of the file as text. Sizes and numbers may be written as TOML integers, everything else is a string.
     pub(super) fn text_of(&self, value: &DeValue<'_>) -> Result<String, String> {
-        let number = matches!(self.slot, Slot::Size(..) | Slot::Quota(..) | Slot::Count(..));
+        let is_share = matches!(self.slot, Slot::Quota(..) | Slot::MinFree(..));
+        let number = is_share || matches!(self.slot, Slot::Size(..) | Slot::OptionalSize(..) | Slot::Count(..));
         let list = matches!(self.slot, Slot::References(_));
         match value {
             DeValue::Array(members) if list => {
@@ -308,8 +344,16 @@ impl Setting {
             Slot::OptionalSocket(at) if text == "off" => *at(config) = None,
             Slot::OptionalSocket(at) => *at(config) = Some(socket(text).ok_or_else(refuse)?),
             Slot::Size(at, limits) => *at(config) = size(text, limits).ok_or_else(refuse)?,
+            Slot::OptionalSize(at, _) if text == "none" => *at(config) = None,
+            Slot::OptionalSize(at, limits) => *at(config) = Some(size(text, limits).ok_or_else(refuse)?),
             Slot::Quota(at, _) if text == "none" => *at(config) = None,
-            Slot::Quota(at, limits) => *at(config) = Some(size(text, limits).ok_or_else(refuse)?),
+            Slot::Quota(at, limits) => *at(config) = Some(share(text, limits, 1..=100).ok_or_else(refuse)?),
+            Slot::MinFree(at, _) if text == "auto" => *at(config) = MinFree::Auto,
+            Slot::MinFree(at, limits) => *at(config) = MinFree::Of(share(text, limits, 0..=99).ok_or_else(refuse)?),
+            Slot::Percent(at, limits) => {
+                let Ok(Share::Percent(percent)) = text.parse() else { return Err(refuse()) };
+                *at(config) = Some(percent).filter(|n| limits.contains(n)).ok_or_else(refuse)?;
+            }
             Slot::Count(at, limits) => {
                 *at(config) = text.parse().ok().filter(|n| limits.contains(n)).ok_or_else(refuse)?;
             }
@@ -364,6 +408,14 @@ fn socket(text: &str) -> Option<PathBuf> {
 
 fn size(text: &str, limits: &RangeInclusive<u64>) -> Option<Bytes> {
     text.parse().ok().filter(|Bytes(n)| limits.contains(n)).map(|bytes: Bytes| bytes)
+}
+
+/// A size or a percentage, each within its limits.
+fn share(text: &str, sizes: &RangeInclusive<u64>, percents: RangeInclusive<u8>) -> Option<Share> {
+    text.parse().ok().filter(|share| match share {
+        Share::Bytes(Bytes(n)) => sizes.contains(n),
+        Share::Percent(n) => percents.contains(n),
+    })
 }
 
 /// A limit as it would be written: binary units where they are exact.

@@ -38,6 +38,11 @@ impl Surroundings {
         self.is_root
     }
 
+    /// Kubernetes gives this variable to every pod.
+    pub(super) fn is_pod(&self) -> bool {
+        self.get("KUBERNETES_SERVICE_HOST").is_some()
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.environment.get(name)
     }

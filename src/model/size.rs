@@ -1,4 +1,4 @@
-//! [`Bytes`]: a number of bytes, as people write and read it.
+//! [`Bytes`] and [`Share`]: numbers of bytes, as people write and read them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +27,44 @@ impl FromStr for Bytes {
     }
 }
 
+/// A number of bytes, or a part of what a disk has. Reads `140GB` and `80%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// As many.
+    Bytes(Bytes),
+    /// So many hundredths; 100 at most.
+    Percent(u8),
+}
+
+impl Share {
+    /// How many bytes it is of so many.
+    pub fn of(self, total_bytes: u64) -> u64 {
+        match self {
+            Share::Bytes(bytes) => bytes.0,
+            Share::Percent(percent) => percent_of(percent, total_bytes),
+        }
+    }
+}
+
+/// So many hundredths of a number of bytes, rounded down.
+pub fn percent_of(percent: u8, bytes: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Share, String> {
+        match text.trim().strip_suffix('%') {
+            None => text.parse().map(Share::Bytes),
+            Some(number) => match number.trim_end().parse() {
+                Ok(percent @ 0..=100) => Ok(Share::Percent(percent)),
+                _ => Err(format!("`{text}` is not a percentage from 0% to 100%")),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +78,16 @@ mod tests {
         assert!("-1".parse::<Bytes>().is_err());
         assert_eq!(Bytes(160_200_000_000).to_string(), "160.2 GB");
         assert_eq!(Bytes(0).to_string(), "0 B");
+    }
+
+    #[test]
+    fn a_share_is_a_size_or_a_percentage() {
+        assert_eq!("140GB".parse(), Ok(Share::Bytes(Bytes(140_000_000_000))));
+        assert_eq!(" 80 % ".parse(), Ok(Share::Percent(80)));
+        for wrong in ["101%", "-1%", "%", "1.5%", "lots"] {
+            assert!(wrong.parse::<Share>().is_err(), "{wrong}");
+        }
+        assert_eq!((Share::Percent(80).of(1000), Share::Bytes(Bytes(7)).of(1000)), (800, 7));
+        assert_eq!(Share::Percent(100).of(u64::MAX), u64::MAX);
     }
 }

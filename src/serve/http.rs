@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::PROBLEM_JSON;
-use super::{Door, health, leases, models, pins, pulls, request, scrubs, warms};
+use super::{Door, evictions, health, leases, models, pins, pulls, request, scrubs, warms};
 use crate::wire::http::ProblemBody;
 
 #[derive(OpenApi)]
@@ -19,6 +19,7 @@ use crate::wire::http::ProblemBody;
         (name = "leases", description = "Who uses what"),
         (name = "pins", description = "What is kept"),
         (name = "scrubs", description = "Look at every byte on the disk"),
+        (name = "evictions", description = "Make room, and say what went"),
         (name = "warms", description = "Bring a model into memory"),
         (name = "health", description = "For probes and Prometheus"),
     ),
@@ -39,6 +40,8 @@ fn routes() -> OpenApiRouter<Door> {
         .routes(routes!(pins::unpin)) //                           DELETE  /v1/pins/{name}
         .routes(routes!(scrubs::submit, scrubs::list)) //   POST   GET     /v1/scrubs
         .routes(routes!(scrubs::show, scrubs::cancel)) //   GET    DELETE  /v1/scrubs/{id}
+        .routes(routes!(evictions::evict, evictions::list)) // POST GET    /v1/evictions
+        .routes(routes!(evictions::plan)) //                GET            /v1/evictions/plan
         .routes(routes!(warms::submit, warms::list)) //     POST   GET     /v1/warms
         .routes(routes!(warms::show, warms::cancel)) //     GET    DELETE  /v1/warms/{id}
         .routes(routes!(health::livez)) //                  GET            /livez

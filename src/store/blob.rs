@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
@@ -41,21 +40,12 @@ pub enum Holders {
 
 /// A blob that has no name any more, and whose bytes the disk gets back when the last reader has closed it.
 #[derive(Debug)]
-pub struct OpenYet {
-    file: File,
-    disk_bytes: u64,
-}
+pub struct OpenYet(File);
 
 impl OpenYet {
-    /// Bytes of the disk it takes.
-    pub fn disk_bytes(&self) -> u64 {
-        self.disk_bytes
-    }
-
     /// Asks the kernel again; itself if it is still open, or if that cannot be known.
     pub fn if_open(self) -> Option<OpenYet> {
-        let disk_bytes = self.disk_bytes;
-        SoleLease::take(self.file).err().map(|(file, _)| OpenYet { file, disk_bytes })
+        SoleLease::take(self.0).err().map(|(file, _)| OpenYet(file))
     }
 }
 
@@ -87,25 +77,28 @@ impl Volume {
     /// Asks the kernel whether anybody has a blob open or mapped, and keeps the answer true while it is held.
     /// [`Error::HoldersUnknown`] when it does not say.
     pub fn holders_of(&self, digest: Digest) -> Result<Holders, Error> {
-        self.ask(digest, |holders| holders)
+        self.ask(digest, ASKED_AGAIN, |holders| holders)
+    }
+
+    /// The same, asked once: somebody may be a process that is just being started.
+    pub fn holders_now(&self, digest: Digest) -> Result<Holders, Error> {
+        self.ask(digest, 0, |holders| holders)
     }
 
     /// The same without keeping the answer: no open waits for it.
     pub fn is_open(&self, digest: Digest) -> Result<bool, Error> {
-        self.ask(digest, |holders| matches!(holders, Holders::Somebody(_)))
+        self.ask(digest, ASKED_AGAIN, |holders| matches!(holders, Holders::Somebody(_)))
     }
 
-    fn ask<T>(&self, digest: Digest, read: impl Fn(Holders) -> T) -> Result<T, Error> {
+    fn ask<T>(&self, digest: Digest, again: usize, read: impl Fn(Holders) -> T) -> Result<T, Error> {
         let path = self.layout.blob(digest);
         let mut attempt = 0;
         loop {
-            // It guards no data.
-            let asking = self.asking.write().unwrap_or_else(PoisonError::into_inner);
             let holders = holders_at(&path)?;
-            if attempt == ASKED_AGAIN || !matches!(holders, Holders::Somebody(_)) {
+            if attempt == again || !matches!(holders, Holders::Somebody(_)) {
                 return Ok(read(holders));
             }
-            drop((holders, asking));
+            drop(holders);
             thread::park_timeout(Duration::from_millis(1));
             attempt += 1;
         }
@@ -144,10 +137,7 @@ impl Volume {
 
     /// Bytes of a blob that are in the page cache; `None` if it is not here or the kernel does not tell.
     pub fn resident_bytes(&self, digest: Digest, size: u64) -> Option<u64> {
-        let opening = self.asking.read().unwrap_or_else(PoisonError::into_inner);
-        let file = io::open_file(&self.layout.blob(digest)).ok()??;
-        drop(opening);
-        residency::resident_bytes(&file, size)
+        residency::resident_bytes(&io::open_file(&self.layout.blob(digest)).ok()??, size)
     }
 
     /// Every blob, sorted by digest.
@@ -168,6 +158,15 @@ impl Volume {
         Ok(blobs)
     }
 
+    /// A blob is about to go: what is known of its bytes is forgotten, so that its names can be taken away without opening
+    /// it, which would break the lease of [`Holders::Nobody`].
+    pub fn condemn(&self, digest: Digest) -> Result<(), Error> {
+        if let Some(found) = look_at(&self.layout.blob(digest))? {
+            self.stamps.forget(found.ino());
+        }
+        Ok(())
+    }
+
     /// Removes a blob that no manifest names any more; `holders` is what the kernel says of it. It gives nothing back while a
     /// snapshot still links it, or when it is not here.
     ///
@@ -181,7 +180,6 @@ impl Volume {
         if !removed || !last {
             return Ok(Freed::default());
         }
-        let disk_bytes = allocated_bytes(&found);
         let open = match holders {
             Some(Holders::Somebody(file)) => file,
             // Who asked for it while nobody had it gets it now, without its name.
@@ -189,8 +187,8 @@ impl Volume {
             Some(Holders::Missing) | None => None,
         };
         Ok(match open {
-            Some(file) => Freed { disk_bytes: 0, open_yet: Some(OpenYet { file, disk_bytes }) },
-            None => Freed { disk_bytes, open_yet: None },
+            Some(file) => Freed { disk_bytes: 0, open_yet: Some(OpenYet(file)) },
+            None => Freed { disk_bytes: allocated_bytes(&found), open_yet: None },
         })
     }
 
@@ -277,7 +275,7 @@ mod tests {
         let holders = volume.holders_of(blob.digest).unwrap();
         let freed = volume.remove_blob(blob.digest, Some(holders)).unwrap();
         let open_yet = freed.open_yet.unwrap();
-        assert!(freed.disk_bytes == 0 && open_yet.disk_bytes() >= 10_000);
+        assert_eq!(freed.disk_bytes, 0);
         let open_yet = open_yet.if_open().expect("the reader has it");
         drop(reader);
         assert!(open_yet.if_open().is_none());

@@ -11,10 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::io::failed;
+use super::io::{failed, patiently};
 use super::{Error, layout};
 use crate::model::Digest;
 use crate::wire::guard::make_read_only;
@@ -60,10 +59,10 @@ impl Window {
     pub(super) fn open_blob(&self, digest: Digest) -> Result<Option<File>, Error> {
         let name = layout::blob_name(digest);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match openat(&self.dir, &name, flags, Mode::empty()) {
+        match patiently(|| Ok(openat(&self.dir, &name, flags, Mode::empty())?)) {
             Ok(file) => Ok(Some(File::from(file))),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(e) => Err(failed("open", &self.path.join(name), e.into())),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(failed("open", &self.path.join(name), e)),
         }
     }
 }

@@ -7,7 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ use super::{Error, Space};
 /// Most bytes of a file that is read or written as a whole. The longest manifest (100,000 files with paths of 1,024
 /// bytes) is a little shorter.
 pub(super) const MAX_SMALL_FILE_BYTES: usize = 128 << 20;
+
+/// How often an open that would have to wait is tried again, a millisecond apart.
+const OPENED_AGAIN: usize = 10;
 
 /// The disk below one root, and whether it still takes writes.
 pub(super) struct Disk {
@@ -63,9 +67,21 @@ pub(super) fn allocated_bytes(metadata: &fs::Metadata) -> u64 {
     metadata.blocks() * 512
 }
 
+/// Opens, and again a little later when that would have to wait for a lease of the kernel: our own question who has a file
+/// open is in the way for an instant. Who holds one for longer is another process.
+pub(super) fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..OPENED_AGAIN {
+        match open() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => thread::park_timeout(Duration::from_millis(1)),
+            done => return done,
+        }
+    }
+    open()
+}
+
 /// Opens a regular file for reading; `None` when nothing has the name.
 pub(super) fn open_file(path: &Path) -> Result<Option<File>, Error> {
-    let file = match guarded().read(true).open(path) {
+    let file = match patiently(|| guarded().read(true).open(path)) {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) => return Err(failed("open", path, e)),

@@ -56,13 +56,22 @@ pub const METRICS: &[Described] = &[
     described("larder_scrubbed_bytes_total", &[], "Bytes of blobs read from the disk by scrubbing"),
     described("larder_scrub_findings_total", &["found"], "Blobs that scrubbing found wrong, missing or unreadable"),
     described("larder_swept_bytes_total", &[], "Bytes of nameless files that were cleared away"),
+    described("larder_evictions_total", &["rule"], "Models evicted: for a pull, quota, min-free or by request"),
+    described("larder_evicted_bytes_total", &[], "Bytes of the disk that evictions gave back"),
     described("larder_http_requests_total", &["route", "status"], "Answers of the HTTP API"),
     described("larder_http_request_duration_seconds", &["route"], "From a request to the head of its answer"),
     described("larder_models", &[], "Models that are local and whole"),
-    described("larder_blob_bytes", &[], "Bytes of blobs on this disk"),
+    described("larder_blob_bytes", &[], "Bytes of the disk that blobs take, each counted once"),
+    described(
+        "larder_deleted_open_bytes",
+        &[],
+        "Bytes of the disk that removed blobs take because somebody has them open",
+    ),
     described("larder_reserved_bytes", &[], "Bytes promised to pulls under way"),
     described("larder_quota_bytes", &[], "Most bytes models may use; absent if only the file system limits them"),
     described("larder_free_bytes", &[], "Bytes the file system of the volume would still give"),
+    described("larder_min_free_bytes", &[], "Bytes of them that are left to others"),
+    described("larder_holders_unknown", &[], "1 if who uses what cannot be known, so that nothing is evicted; else 0"),
     described("larder_pulls_active", &[], "Pulls under way"),
     described("larder_leases", &["kind"], "Leases that are held: by a pod, by a name or by a connection"),
     described("larder_volume_read_only", &[], "1 if the volume takes no more writes, else 0"),
@@ -150,6 +159,35 @@ impl EncodeLabelValue for PullOutcome {
     }
 }
 
+/// Why a model was evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EvictionRule {
+    /// A pull needed the room.
+    Pull,
+    /// Use was over the quota.
+    Quota,
+    /// The file system had less free than it should.
+    MinFree,
+    /// Somebody asked for room.
+    Request,
+}
+
+impl EvictionRule {
+    /// Every rule: each is exported from the start, so that a rate over it has a beginning.
+    pub const ALL: [EvictionRule; 4] =
+        [EvictionRule::Pull, EvictionRule::Quota, EvictionRule::MinFree, EvictionRule::Request];
+
+    /// Label value.
+    pub fn text(self) -> &'static str {
+        match self {
+            EvictionRule::Pull => "pull",
+            EvictionRule::Quota => "quota",
+            EvictionRule::MinFree => "min-free",
+            EvictionRule::Request => "request",
+        }
+    }
+}
+
 /// What hashing a blob again found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProofOutcome {
@@ -178,6 +216,11 @@ impl ProofOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: PullOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabel {
+    rule: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -233,14 +276,20 @@ struct RouteLabel {
 pub struct Gauges {
     /// Models that are local and whole.
     pub models: u64,
-    /// Bytes of blobs.
+    /// Bytes of the disk that blobs take.
     pub blob_bytes: u64,
+    /// Bytes of the disk that removed blobs take because somebody has them open.
+    pub deleted_open_bytes: u64,
     /// Bytes promised to pulls.
     pub reserved_bytes: u64,
     /// The quota, if there is one.
     pub quota_bytes: Option<u64>,
     /// Bytes the file system would still give.
     pub free_bytes: u64,
+    /// Bytes of them that are left to others.
+    pub min_free_bytes: u64,
+    /// Whether nothing is evicted, because who uses what cannot be known.
+    pub holders_unknown: bool,
     /// Pulls under way.
     pub pulls_active: u64,
     /// Leases by the kind of their holder.
@@ -296,6 +345,8 @@ pub struct Metrics {
     scrubbed_bytes: Counter,
     scrub_findings: Family<FoundLabel, Counter>,
     swept_bytes: Counter,
+    evictions: Family<RuleLabel, Counter>,
+    evicted_bytes: Counter,
     http_requests: Family<RouteStatusLabel, Counter>,
     http_seconds: Histograms<RouteLabel>,
 }
@@ -345,6 +396,8 @@ impl Metrics {
             scrubbed_bytes: Counter::default(),
             scrub_findings: Family::default(),
             swept_bytes: Counter::default(),
+            evictions: Family::default(),
+            evicted_bytes: Counter::default(),
             http_requests: Family::default(),
             http_seconds: Family::new_with_constructor(http_seconds),
         };
@@ -363,6 +416,9 @@ impl Metrics {
         for outcome in ProofOutcome::ALL {
             drop(metrics.proofs.get_or_create(&TextLabel { outcome: outcome.text() }));
         }
+        for rule in EvictionRule::ALL {
+            drop(metrics.evictions.get_or_create(&RuleLabel { rule: rule.text() }));
+        }
         let to = &mut metrics.registry;
         register(to, "larder_build_info", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         register(to, "larder_pulls_total", metrics.pulls.clone());
@@ -380,6 +436,8 @@ impl Metrics {
         register(to, "larder_scrubbed_bytes_total", metrics.scrubbed_bytes.clone());
         register(to, "larder_scrub_findings_total", metrics.scrub_findings.clone());
         register(to, "larder_swept_bytes_total", metrics.swept_bytes.clone());
+        register(to, "larder_evictions_total", metrics.evictions.clone());
+        register(to, "larder_evicted_bytes_total", metrics.evicted_bytes.clone());
         register(to, "larder_http_requests_total", metrics.http_requests.clone());
         register(to, "larder_http_request_duration_seconds", metrics.http_seconds.clone());
         metrics
@@ -459,6 +517,12 @@ impl Metrics {
         self.http_requests.get_or_create(&RouteStatusLabel { route, status }).inc();
     }
 
+    /// A model was evicted, which gave `bytes` of the disk back.
+    pub fn evicted(&self, rule: EvictionRule, bytes: u64) {
+        self.evictions.get_or_create(&RuleLabel { rule: rule.text() }).inc();
+        self.evicted_bytes.inc_by(bytes);
+    }
+
     /// All metrics as OpenMetrics text; `gauges` are the numbers of this moment.
     pub fn encode(&self, gauges: &Gauges) -> String {
         let mut now = Registry::default();
@@ -469,9 +533,12 @@ impl Metrics {
         };
         gauge("larder_models", Some(gauges.models));
         gauge("larder_blob_bytes", Some(gauges.blob_bytes));
+        gauge("larder_deleted_open_bytes", Some(gauges.deleted_open_bytes));
         gauge("larder_reserved_bytes", Some(gauges.reserved_bytes));
         gauge("larder_quota_bytes", gauges.quota_bytes);
         gauge("larder_free_bytes", Some(gauges.free_bytes));
+        gauge("larder_min_free_bytes", Some(gauges.min_free_bytes));
+        gauge("larder_holders_unknown", Some(u64::from(gauges.holders_unknown)));
         gauge("larder_pulls_active", Some(gauges.pulls_active));
         gauge("larder_volume_read_only", Some(u64::from(gauges.volume_read_only)));
         let leases = Family::<KindLabel, Gauge<u64, AtomicU64>>::default();
@@ -531,6 +598,7 @@ mod tests {
         metrics.proved(ProofOutcome::Wrong);
         metrics.snapshot_mended();
         metrics.swept(30);
+        metrics.evicted(EvictionRule::MinFree, 80);
         metrics.http_answered("/v1/models", 200, Duration::from_millis(2));
         let model = ResidentModel { model: "0123456789abcdef".into(), reference: "hf://o/\"n".into(), bytes: 60 };
         metrics.encode(&Gauges {
@@ -589,6 +657,9 @@ mod tests {
             "larder_resident_bytes 70",
             "larder_model_resident_bytes{model=\"0123456789abcdef\",reference=\"hf://o/\\\"n\"} 60",
             "larder_swept_bytes_total 30",
+            "larder_evictions_total{rule=\"min-free\"} 1",
+            "larder_evictions_total{rule=\"pull\"} 0",
+            "larder_evicted_bytes_total 80",
             "larder_http_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "larder_models 4",
             "larder_quota_bytes 50",

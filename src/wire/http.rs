@@ -641,6 +641,138 @@ pub struct Removed {
     pub freed_bytes: u64,
 }
 
+/// Asks for room to be made, as a pull of so many bytes would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvictRequest {
+    /// Bytes that should fit.
+    pub need_bytes: u64,
+}
+
+/// What would be evicted for so many bytes, and what would stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EvictionPlan {
+    /// Bytes that should fit.
+    pub need_bytes: u64,
+    /// Bytes that fit now.
+    pub free_bytes: u64,
+    /// Bytes that must go for the others to fit.
+    pub short_bytes: u64,
+    /// Bytes of the disk that all victims give back. More than is short where the quota is: an eviction goes down to
+    /// `volume.low_water`.
+    pub gained_bytes: u64,
+    /// Whether that is enough. If not, nothing is evicted.
+    pub is_enough: bool,
+    /// Why nothing can be evicted, if who uses what cannot be known.
+    pub unknown_holders: Option<String>,
+    /// In the order they go.
+    pub victims: Vec<PlannedEviction>,
+    /// What stays whatever is needed, by reference.
+    pub kept: Vec<KeptModel>,
+}
+
+/// A model that would be evicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedEviction {
+    /// The id of the version.
+    pub model: String,
+    /// What it was pulled as.
+    pub reference: String,
+    /// The version.
+    pub version: String,
+    /// Its place among all that could go, from 1: the least recently used.
+    pub rank: u64,
+    /// Bytes of the disk it gives back, once those before it are gone. Bytes shared with a model that stays are not counted.
+    pub gained_bytes: u64,
+    /// RFC 3339; when it was last opened, if ever.
+    pub opened_at: Option<String>,
+}
+
+/// A model that is not evicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptModel {
+    /// The id of the version.
+    pub model: String,
+    /// What it was pulled as.
+    pub reference: String,
+    /// The version.
+    pub version: String,
+    /// Why it stays.
+    pub because: KeptBecause,
+    /// Who keeps it, in words, if they are known.
+    pub by: Vec<String>,
+}
+
+/// Why a model is not evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptBecause {
+    /// Somebody holds a lease on it.
+    Leased,
+    /// Its reference is pinned.
+    Pinned,
+    /// It is being pulled.
+    Pulled,
+    /// It has not been here for `volume.min_residency`.
+    Young,
+    /// The kernel says that somebody has a file of it open or mapped.
+    Open,
+}
+
+impl KeptBecause {
+    /// As it is printed.
+    pub fn text(self) -> &'static str {
+        match self {
+            KeptBecause::Leased => "leased",
+            KeptBecause::Pinned => "pinned",
+            KeptBecause::Pulled => "pulled",
+            KeptBecause::Young => "young",
+            KeptBecause::Open => "open",
+        }
+    }
+}
+
+/// A model that was evicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EvictionInfo {
+    /// RFC 3339.
+    pub at: String,
+    /// The id of the version.
+    pub model: String,
+    /// What it was pulled as.
+    pub reference: String,
+    /// The version.
+    pub version: String,
+    /// Why there was an eviction: `pull`, `quota`, `min-free` or `request`. Who goes is always what was used least recently.
+    pub rule: String,
+    /// Its place among all that could go, from 1: the least recently used.
+    pub rank: u64,
+    /// Bytes of the disk it gave back.
+    pub freed_bytes: u64,
+    /// RFC 3339; when it was last opened, if ever.
+    pub opened_at: Option<String>,
+    /// Who needed the room, in words.
+    pub needed_by: String,
+    /// Bytes that had to go.
+    pub needed_bytes: u64,
+}
+
+/// What was evicted, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EvictionList {
+    /// The evictions.
+    pub evictions: Vec<EvictionInfo>,
+}
+
+/// What an eviction did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Evicted {
+    /// The models that are gone, in the order they went.
+    pub evictions: Vec<EvictionInfo>,
+    /// Bytes the disk has back.
+    pub freed_bytes: u64,
+}
+
 /// Whether the daemon can do its work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {

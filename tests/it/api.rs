@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use larder::cache::{Cache, CacheConfig};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree};
 use larder::client::Client;
 use larder::fault::Code;
-use larder::model::Bytes;
+use larder::model::{Bytes, Share};
 use larder::serve::{self, Door, ReadyLatches};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
@@ -35,8 +35,13 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let config = CacheConfig {
             root: dir.path().join("volume"),
-            quota: Some(Bytes(64 << 20)),
-            min_free: Bytes(0),
+            limits: Limits {
+                quota: Some(Share::Bytes(Bytes(64 << 20))),
+                low_water_percent: 95,
+                min_free: MinFree::Of(Share::Bytes(Bytes(0))),
+                min_residency: Duration::ZERO,
+            },
+            in_kubernetes: false,
             pull_memory: Bytes(16 << 20),
             pull_connections: 4,
             stall_timeout: Duration::from_secs(30),
@@ -237,7 +242,7 @@ async fn the_numbers_tell_what_happened() {
         "larder_origin_bytes_total 5",
         "larder_opens_total{outcome=\"hit\"} 1",
         "larder_models 1",
-        "larder_blob_bytes 5",
+        "larder_blob_bytes 4096",
         "larder_quota_bytes 67108864",
         "larder_pulls_active 0",
         "larder_volume_read_only 0",

@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod daemon;
+mod evict;
 mod fd_daemon;
 mod fd_door;
 mod holders;

@@ -170,7 +170,7 @@ async fn two_selections_never_collide() {
 async fn a_model_that_does_not_fit_is_refused_before_its_first_byte() {
     let origin = ModelOrigin::start().await;
     origin.put("large", "weights", &noise(6, 4_500_000));
-    origin.put("first", "weights", &noise(7, 3_000_000));
+    origin.put("first", "weights", &noise(7, 732 * 4096));
     origin.put("second", "weights", &noise(8, 2_500_000));
     let node = TestNode::new().quota(4_000_000).start().await;
     let [large, first, second] = ["large", "first", "second"].map(|model| origin.reference(model));
@@ -178,12 +178,14 @@ async fn a_model_that_does_not_fit_is_refused_before_its_first_byte() {
     let says = node.refused(&reference(&large), Code::NeverFits).await;
     assert!(says.contains("4.5 MB") && says.contains("4.0 MB"), "{says}");
     node.ready(&first).await;
+    node.cache().pin(&reference(&first)).unwrap();
     let says = node.refused(&reference(&second), Code::VolumeFull).await;
-    for number in ["2.5 MB", "1.0 MB", "4.0 MB", "3.0 MB"] {
-        assert!(says.contains(number), "{number} is not in: {says}");
+    let pin = format!("0 B can be evicted; the rest is held by a pin on `{first}`");
+    for part in ["2.5 MB", "1.0 MB", "4.0 MB", "3.0 MB", &pin] {
+        assert!(says.contains(part), "{part} is not in: {says}");
     }
-    assert_eq!(origin.sent_bytes(), 3_000_000, "a byte of a model that was refused was fetched");
-    node.cache().remove(&first).unwrap();
+    assert_eq!(origin.sent_bytes(), 732 * 4096, "a byte of a model that was refused was fetched");
+    node.cache().unpin(&reference(&first)).unwrap();
     node.ready(&second).await;
 }
 

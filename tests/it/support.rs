@@ -18,5 +18,6 @@ pub(crate) mod raw_http;
 pub(crate) mod real_client;
 pub(crate) mod server_process;
 pub(crate) mod skip;
+pub(crate) mod small_disk;
 pub(crate) mod source_contract;
 pub(crate) mod web_origin;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder::cache::{Cache, CacheConfig};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree};
 use larder::fault::{Code, Diagnose};
-use larder::model::{Bytes, Digest, ModelRef};
+use larder::model::{Bytes, Digest, ModelRef, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
 use larder::wire::http::{Phase, PullStatus};
@@ -34,8 +34,13 @@ impl TestNode {
         let dir = tempfile::tempdir().unwrap();
         let config = CacheConfig {
             root: dir.path().join("volume"),
-            quota: None,
-            min_free: Bytes(0),
+            limits: Limits {
+                quota: None,
+                low_water_percent: 100,
+                min_free: MinFree::Of(Share::Bytes(Bytes(0))),
+                min_residency: Duration::ZERO,
+            },
+            in_kubernetes: false,
             pull_memory: Bytes(8 << 20),
             pull_connections: 4,
             stall_timeout: TIMEOUT,
@@ -49,7 +54,19 @@ impl TestNode {
 
     /// Most bytes models may use.
     pub(crate) fn quota(mut self, bytes: u64) -> TestNode {
-        self.config.quota = Some(Bytes(bytes));
+        self.config.limits.quota = Some(Share::Bytes(Bytes(bytes)));
+        self
+    }
+
+    /// Its volume is here.
+    pub(crate) fn at(mut self, root: &Path) -> TestNode {
+        self.config.root = root.to_owned();
+        self
+    }
+
+    /// What models may take otherwise.
+    pub(crate) fn limits(mut self, change: impl FnOnce(&mut Limits)) -> TestNode {
+        change(&mut self.config.limits);
         self
     }
 
@@ -169,7 +186,9 @@ impl TestNode {
         assert_eq!(gauges.pulls_active, 0, "a pull is still under way");
         assert_eq!(gauges.reserved_bytes, 0, "a promise of bytes was not given back");
         assert!(!gauges.volume_read_only);
-        assert_eq!(gauges.blob_bytes, self.blobs().values().sum::<u64>(), "the books differ from the disk");
+        let on_disk = |path: &PathBuf| fs::metadata(path).unwrap().blocks() * 512;
+        let blob_bytes: u64 = files_below(&root.join("blobs")).iter().map(on_disk).sum();
+        assert_eq!(gauges.blob_bytes, blob_bytes, "the books differ from the disk");
 
         let mut blobs = BTreeSet::new();
         for path in files_below(&root.join("blobs")) {
