@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::fault::{Code, Diagnose, Problem};
-use crate::index::{self, Index};
+use crate::index::Index;
 use crate::model::{Bytes, HolderError, ReferenceError};
 use crate::source::{self, Sources};
 use crate::store::{self, Volume};
@@ -124,9 +124,6 @@ pub enum Error {
     /// The disk did not take or give what was asked for.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// No index can be had.
-    #[error(transparent)]
-    Index(#[from] index::Error),
     /// Larger than the quota.
     #[error("cannot pull `{reference}`: it has {size}, more than the quota of {quota}")]
     NeverFits {
@@ -346,7 +343,6 @@ impl Diagnose for Error {
             Error::Reference(e) => e.code(),
             Error::Source(e) => e.code(),
             Error::Store(e) => e.code(),
-            Error::Index(e) => e.code(),
             Error::NeverFits { .. } => Code::NeverFits,
             Error::NoRoom { .. } => Code::VolumeFull,
             Error::NotLocal { .. } | Error::VersionNotLocal { .. } | Error::NothingToRemove { .. } => Code::NotLocal,
@@ -378,7 +374,6 @@ impl Diagnose for Error {
             Error::Reference(e) => e.action(),
             Error::Source(e) => e.action(),
             Error::Store(e) => e.action(),
-            Error::Index(e) => e.action(),
             Error::NeverFits { .. } => "raise `volume.quota`, or pull fewer files with `--include`".into(),
             Error::NoRoom { quota: Some(_), .. } => {
                 "end what keeps a model (`larder evict --need 0 --dry-run` shows who does), raise `volume.quota`, or pull fewer \

@@ -17,7 +17,6 @@ use std::sync::{Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fault::{Code, Diagnose};
 use crate::model::{Claim, Digest, ModelId, Record, Stamp};
 
 /// Longest time that sled may take to open and be read through.
@@ -35,7 +34,8 @@ const FLUSH_EVERY_MS: u64 = 500;
 pub struct Index {
     dir: PathBuf,
     rebuilt: bool,
-    sled: Sled,
+    /// `None` where the disk takes no index: then nothing is known but what this process was told, and that only of uses.
+    sled: Option<Sled>,
     uses: Mutex<Uses>,
 }
 
@@ -68,56 +68,30 @@ struct Sled {
     stamps: sled::Tree,
 }
 
-/// Why the index did not do what was asked.
+/// What was to be noted is not.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An empty index cannot be made either.
-    #[error("cannot open index `{}`: {why}", .dir.display())]
-    Open {
-        /// Its directory.
-        dir: PathBuf,
-        /// What was found.
-        why: String,
-    },
-    /// What was to be noted is not.
-    #[error("cannot write index `{}`: {why}", .dir.display())]
-    Write {
-        /// Its directory.
-        dir: PathBuf,
-        /// What was found.
-        why: String,
-    },
-}
-
-impl Diagnose for Error {
-    fn code(&self) -> Code {
-        Code::DiskError
-    }
-
-    fn action(&self) -> String {
-        let (Error::Open { dir, .. } | Error::Write { dir, .. }) = self;
-        format!("stop larder and delete `{}`: it is rebuilt from the records; no model is lost", dir.display())
-    }
+#[error("cannot write index `{}`: {why}", .dir.display())]
+pub struct Error {
+    /// Its directory.
+    dir: PathBuf,
+    /// What was found.
+    why: String,
 }
 
 impl Index {
     /// Opens `dir`. One that cannot be opened and read in 10 seconds is moved to `<dir>.bad-1` (an older one there is
     /// deleted) and an empty one is made; then [`Index::was_rebuilt`] is true, and one warning is logged.
-    pub fn open(dir: &Path) -> Result<Index, Error> {
+    ///
+    /// Where none can be made (a full disk) it opens all the same, and remembers nothing: models must be opened and
+    /// removed there, too.
+    pub fn open(dir: &Path) -> Index {
         let (sled, rebuilt) = match open_guarded(dir, OPEN_LIMIT) {
-            Ok(sled) => (sled, false),
-            Err(why) => {
-                let aside = move_aside(dir).map_err(|e| Error::Open {
-                    dir: dir.to_owned(),
-                    why: format!("{why}; and it cannot be moved aside: {e}"),
-                })?;
-                tracing::warn!(why, moved_to = %aside.display(), "the index could not be opened and is rebuilt");
-                let sled = open_guarded(dir, OPEN_LIMIT).map_err(|why| Error::Open { dir: dir.to_owned(), why })?;
-                (sled, true)
-            }
+            Ok(sled) => (Some(sled), false),
+            Err(why) => (open_in_place_of(dir, &why), true),
         };
-        let uses = Mutex::new(catch_unwind(AssertUnwindSafe(|| sled.uses())).unwrap_or_default());
-        Ok(Index { dir: dir.to_owned(), rebuilt, sled, uses })
+        let read = || sled.as_ref().map(|sled| sled.uses()).unwrap_or_default();
+        let uses = Mutex::new(catch_unwind(AssertUnwindSafe(read)).unwrap_or_default());
+        Index { dir: dir.to_owned(), rebuilt, sled, uses }
     }
 
     /// Whether an index was there and had to be given up.
@@ -150,7 +124,7 @@ impl Index {
     pub fn digest_of(&self, claim: &Claim) -> Option<Digest> {
         let prefix = claim_prefix(claim);
         catch_unwind(AssertUnwindSafe(|| {
-            for entry in self.sled.claims.scan_prefix(&prefix) {
+            for entry in self.sled.as_ref()?.claims.scan_prefix(&prefix) {
                 let (key, value) = entry.ok()?;
                 // A claim that has this one and a NUL as its beginning is another claim.
                 let is_ours = claim_owner(&key).is_some_and(|id| key.len() == prefix.len() + id.len());
@@ -217,7 +191,8 @@ impl Index {
             let (digest, stamp) = unseal(&key, &value)?.split_once(' ')?;
             Some((Digest::from_hex(digest).ok()?, stamp.parse().ok()?))
         };
-        catch_unwind(AssertUnwindSafe(|| self.sled.stamps.iter().filter_map(read).collect())).unwrap_or_default()
+        let stamps = self.sled.iter().flat_map(|sled| &sled.stamps);
+        catch_unwind(AssertUnwindSafe(|| stamps.filter_map(read).collect())).unwrap_or_default()
     }
 
     /// Takes in stamps that are new, and forgets those that are gone; by inode.
@@ -256,7 +231,7 @@ impl Index {
         })?;
         // sled's own flush leaves the size of its file to the kernel's next write-back.
         let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
-        synced.map_err(|e| Error::Write { dir: self.dir.clone(), why: e.to_string() })?;
+        synced.map_err(|e| Error { dir: self.dir.clone(), why: e.to_string() })?;
         // Uses that came meanwhile stay for the next time.
         let mut uses = self.uses();
         for (id, last) in changed {
@@ -274,12 +249,25 @@ impl Index {
 
     /// sled panics on some damage instead of telling.
     fn writing(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
-        let why = match catch_unwind(AssertUnwindSafe(|| change(&self.sled))) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(e)) => e.to_string(),
-            Err(panic) => panicked(panic.as_ref()),
-        };
-        Err(Error::Write { dir: self.dir.clone(), why })
+        let failed = |why| Err(Error { dir: self.dir.clone(), why });
+        let Some(sled) = &self.sled else { return failed("there is none: it could not be made at the start".into()) };
+        match catch_unwind(AssertUnwindSafe(|| change(sled))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => failed(e.to_string()),
+            Err(panic) => failed(panicked(panic.as_ref())),
+        }
+    }
+}
+
+impl Drop for Index {
+    /// sled writes when it is dropped, and panics when the disk refuses: what it had to say can be lost, the answer of the
+    /// command that ends cannot.
+    fn drop(&mut self) {
+        if let Some(sled) = self.sled.take()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(sled)))
+        {
+            tracing::warn!(why = panicked(panic.as_ref()), "the index could not be closed");
+        }
     }
 }
 
@@ -367,6 +355,19 @@ fn seal_of(key: &[u8], text: &[u8]) -> [u8; 8] {
     let mut seal = [0; 8];
     seal.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     seal
+}
+
+/// Moves what could not be opened aside, and makes an empty index.
+fn open_in_place_of(dir: &Path, why: &str) -> Option<Sled> {
+    match move_aside(dir) {
+        Ok(aside) => tracing::warn!(why, moved_to = %aside.display(), "the index could not be opened and is rebuilt"),
+        Err(error) => tracing::warn!(why, %error, "the index could not be opened, nor moved aside"),
+    }
+    let made = open_guarded(dir, OPEN_LIMIT);
+    made.inspect_err(|why| {
+        tracing::warn!(why, "there is no index: no model is lost, but files may be fetched or hashed again");
+    })
+    .ok()
 }
 
 /// On a thread of its own, because a damaged index can make sled panic, and could make it hang. A thread that hangs is
@@ -463,6 +464,25 @@ mod tests {
         }
     }
 
+    fn sled_of(index: &Index) -> &Sled {
+        index.sled.as_ref().expect("it could be made")
+    }
+
+    #[test]
+    fn where_no_index_can_be_made_it_opens_and_remembers_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "not a directory").unwrap();
+        let index = Index::open(&dir.path().join("file/index"));
+        let record = record("hf://o/n@main", &[1]);
+        assert!(index.was_rebuilt());
+        assert!(index.add(&record).is_err() && index.reconcile(std::slice::from_ref(&record)).is_err());
+        index.opened(record.id(), 7);
+        assert!(index.flush().is_err() && index.write_stamps(&[]).is_err());
+        assert_eq!((knows(&index), index.last_use(record.id()).opened_ms, index.stamps().len()), (vec![], Some(7), 0));
+        assert!(index.remove(&record).is_err());
+        assert_eq!(index.last_use(record.id()), LastUse::default());
+    }
+
     fn knows(index: &Index) -> Vec<u8> {
         let known: Vec<u8> = (0..8).filter(|n| index.digest_of(&claim(*n)).is_some()).collect();
         for n in &known {
@@ -476,13 +496,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("index-v1");
         let (a, b) = (record("hf://o/a", &[1, 2]), record("hf://o/b", &[2, 3]));
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         assert!(!index.was_rebuilt());
         index.add(&a).unwrap();
         index.add(&b).unwrap();
         index.flush().unwrap();
         drop(index);
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         assert!(!index.was_rebuilt());
         assert_eq!(knows(&index), [1, 2, 3]);
         index.remove(&a).unwrap();
@@ -495,7 +515,7 @@ mod tests {
     fn reconciling_brings_back_what_is_missing_and_forgets_what_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (record("hf://o/a", &[1, 2]), record("hf://o/b", &[2, 3]));
-        let index = Index::open(&dir.path().join("index")).unwrap();
+        let index = Index::open(&dir.path().join("index"));
         index.add(&a).unwrap();
         for record in [&a, &b] {
             index.opened(record.id(), 5);
@@ -518,7 +538,7 @@ mod tests {
             ids.sort_by_key(|id| index.last_use(*id).tick);
             ids
         };
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         assert_eq!(index.last_use(a), LastUse { tick: 0, opened_ms: None });
         index.opened(a, 1000);
         index.flush().unwrap();
@@ -526,7 +546,7 @@ mod tests {
         index.pulled(c);
         index.flush().unwrap();
         drop(index);
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         assert_eq!(order(&index), [a, b, c]);
         assert_eq!(index.last_use(c), LastUse { tick: 3, opened_ms: None });
         // The clock was set back by far: the last use is the last one all the same.
@@ -547,15 +567,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("index");
         let stamp = |inode| (Digest::of(b"x"), Stamp { inode, size: 1, mtime_ns: -2, ctime_ns: 3, place: 4 });
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         index.write_stamps(&[(7, Some(stamp(7))), (8, Some(stamp(8))), (9, Some(stamp(9)))]).unwrap();
         index.write_stamps(&[(8, None), (10, None)]).unwrap();
         index.flush().unwrap();
         drop(index);
-        let index = Index::open(&at).unwrap();
+        let index = Index::open(&at);
         assert_eq!(index.stamps(), [stamp(7), stamp(9)]);
-        let other = index.sled.stamps.get("7").unwrap().unwrap();
-        index.sled.stamps.insert("9", other).unwrap();
+        let other = sled_of(&index).stamps.get("7").unwrap().unwrap();
+        sled_of(&index).stamps.insert("9", other).unwrap();
         assert_eq!(index.stamps(), [stamp(7)]);
     }
 
@@ -563,19 +583,19 @@ mod tests {
     fn a_damaged_entry_is_missing_not_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let record = record("hf://o/a", &[1]);
-        let index = Index::open(&dir.path().join("index")).unwrap();
+        let index = Index::open(&dir.path().join("index"));
         index.add(&record).unwrap();
         index.opened(record.id(), 10);
         index.flush().unwrap();
         let key = claim_key(&claim(1), record.id());
         let other = Digest::of(b"other").to_hex();
         for value in [&b""[..], b"short", &[0xff; 72], other.as_bytes(), &seal(b"another key", &other)] {
-            index.sled.claims.insert(&key, value).unwrap();
-            index.sled.recency.insert(record.id().to_string(), value).unwrap();
+            sled_of(&index).claims.insert(&key, value).unwrap();
+            sled_of(&index).recency.insert(record.id().to_string(), value).unwrap();
             assert_eq!(index.digest_of(&claim(1)), None);
-            assert_eq!(index.sled.uses().last.len(), 0);
+            assert_eq!(sled_of(&index).uses().last.len(), 0);
         }
-        index.sled.claims.insert(b"not a key", b"not a value").unwrap();
+        sled_of(&index).claims.insert(b"not a key", b"not a value").unwrap();
         index.reconcile(std::slice::from_ref(&record)).unwrap();
         assert_eq!(knows(&index), [1]);
     }
@@ -619,12 +639,12 @@ mod tests {
         for (name, damage, rebuilt) in damages {
             let dir = tempfile::tempdir().unwrap();
             let at = dir.path().join("index-v1");
-            let index = Index::open(&at).unwrap();
+            let index = Index::open(&at);
             index.add(&record).unwrap();
             index.flush().unwrap();
             drop(index);
             damage(&at);
-            let index = Index::open(&at).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let index = Index::open(&at);
             if let Some(rebuilt) = rebuilt {
                 assert_eq!(index.was_rebuilt(), rebuilt, "{name}");
             }
@@ -638,7 +658,7 @@ mod tests {
     fn damage_of_any_byte_makes_entries_missing_never_wrong() {
         let record = record("hf://o/a", &[0, 1, 2, 3, 4, 5, 6, 7]);
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&dir.path().join("whole")).unwrap();
+        let index = Index::open(&dir.path().join("whole"));
         index.add(&record).unwrap();
         index.flush().unwrap();
         drop(index);
@@ -662,7 +682,7 @@ mod tests {
                 }
                 fs::write(at.join(path.file_name().unwrap()), bytes).unwrap();
             }
-            let index = Index::open(&at).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let index = Index::open(&at);
             let before = knows(&index);
             index.reconcile(std::slice::from_ref(&record)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             assert_eq!(knows(&index).len(), 8, "seed {seed}, before: {before:?}");
@@ -676,7 +696,7 @@ mod tests {
         for text in ["first", "second"] {
             fs::remove_dir_all(&at).ok();
             fs::write(&at, text).unwrap();
-            assert!(Index::open(&at).unwrap().was_rebuilt());
+            assert!(Index::open(&at).was_rebuilt());
         }
         assert_eq!(fs::read_to_string(dir.path().join("index-v1.bad-1")).unwrap(), "second");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);

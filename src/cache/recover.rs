@@ -26,7 +26,7 @@ impl Cache {
         if volume.spend_reserve()? {
             tracing::warn!("the disk is full: its reserve is given back, so that models can be evicted or removed");
         }
-        let index = Index::open(&volume.root().join(INDEX_DIRECTORY))?;
+        let index = Index::open(&volume.root().join(INDEX_DIRECTORY));
         if index.was_rebuilt() {
             metrics.index_rebuilt();
         }
