@@ -259,6 +259,9 @@ impl Diagnose for Error {
             Error::Full { path, .. } => {
                 format!("free space or inodes on the file system of `{}`, or remove a model", path.display())
             }
+            Error::Disk { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                "look for why its file system is read-only (`dmesg`, `findmnt`), and mount it writable".into()
+            }
             Error::Disk { path, .. } => {
                 format!("look for disk errors (`dmesg`) and at the owner and mode of `{}`", path.display())
             }
