@@ -267,6 +267,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_the_version_that_was_listed_is_asked_for() {
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for (pin, condition) in
+            [("\"v1\"", "if-match: \"v1\""), (date, "if-unmodified-since: sun, 06 nov 1994 08:49:37 gmt")]
+        {
+            let (port, heads) = server(|_| answer(412, "", "")).await;
+            let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
+            assert!(client().open_range(request, 8, 2..5, Some(pin)).await.is_err());
+            let heads = heads.lock().unwrap();
+            assert!(heads.iter().all(|head| head.lines().any(|line| line == condition)), "{heads:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_date_pins_where_there_is_no_etag() {
         let old = "Sun, 06 Nov 1994 08:49:37 GMT";
         let head = |modified: &str| format!("Last-Modified: {modified}\r\nContent-Range: bytes 2-4/8\r\n");
