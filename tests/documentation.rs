@@ -134,3 +134,30 @@ fn operations_md_has_one_row_for_each_metric() {
         .collect();
     assert_eq!(found, expected);
 }
+
+#[test]
+fn reliability_md_names_tests_that_are_there() {
+    fn sources(dir: &Path, all: &mut String) {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                sources(&entry.path(), all);
+            } else if entry.path().extension().is_some_and(|extension| extension == "rs") {
+                *all += &fs::read_to_string(entry.path()).unwrap();
+            }
+        }
+    }
+    let mut all = String::new();
+    for dir in ["src", "tests"] {
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut all);
+    }
+    let page = page("reliability.md");
+    let tables = page.lines().filter(|line| line.starts_with("| "));
+    let held = tables.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    let words = held.flat_map(|(_, held)| held.split('`').skip(1).step_by(2));
+    let names: Vec<&str> =
+        words.map(|word| word.rsplit("::").next().expect("a word")).filter(|w| w.contains('_')).collect();
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        assert!(name == "write_all_at" || all.contains(&format!("fn {name}(")), "no test is called {name}");
+    }
+}

@@ -128,7 +128,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn start(mut command: Command) -> Running {
+    /// Starts a command that was made by [`Home::command`].
+    pub(crate) fn start(mut command: Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().expect("it is piped");
         let (say, lines) = mpsc::unbounded_channel();

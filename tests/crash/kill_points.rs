@@ -1,0 +1,259 @@
+//! Killed after each call that changes the volume, one run after another, until a run ends unharmed.
+
+use std::path::{Path, PathBuf};
+
+use super::checker::{self, Promised};
+use super::larder::Home;
+use super::models::{Models, bytes};
+use super::row::{Row, is_long, seed, size};
+use super::skip::skipped;
+use super::strace::{self, Traced};
+
+/// One home with the models there are; its volume is made anew for each point.
+struct Ground {
+    home: Home,
+    models: Models,
+    small: String,
+    shares: String,
+    large: String,
+}
+
+impl Ground {
+    fn new() -> Ground {
+        let (home, mut models) = (Home::new(), Models::default());
+        let shared = ("weights/shared.bin", bytes("shared", 9_000));
+        let own = |name: &str| {
+            vec![
+                ("config.json", format!("{{\"of\":\"{name}\"}}").into_bytes()),
+                ("own.bin", bytes(name, 5_000)),
+                shared.clone(),
+            ]
+        };
+        let small = models.put(home.path(), "small", &own("small"));
+        let shares = models.put(home.path(), "shares", &own("shares"));
+        let large = models.put(
+            home.path(),
+            "large",
+            &[("model.safetensors", bytes("large", (3 << 20) + 17)), ("config.json", b"{}".to_vec())],
+        );
+        Ground { home, models, small, shares, large }
+    }
+
+    /// Nothing is there.
+    fn clear(&self) {
+        match std::fs::remove_dir_all(self.home.root()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("the volume cannot be removed: {e}"),
+            _ => {}
+        }
+    }
+
+    /// Runs a command and kills it where `is_the_end` says so.
+    async fn run_until(&self, words: &[&str], is_the_end: impl FnMut(usize, &str) -> bool + Send + 'static) -> Traced {
+        let (command, root) = (self.home.command(words), self.home.root());
+        tokio::task::spawn_blocking(move || strace::run_until(&command, &root, is_the_end)).await.unwrap()
+    }
+
+    /// Runs a command that is killed before it can end.
+    async fn cut(&self, words: &[&str], fragment: &'static str) {
+        let cut = self.run_until(words, move |_, line| line.contains(fragment)).await;
+        assert!(cut.was_killed, "{fragment} never came: {cut:?}");
+    }
+
+    /// A file of the volume.
+    fn file_in(&self, dir: &str) -> PathBuf {
+        let dir = self.home.root().join(dir);
+        let name = checker::files_in(&dir).into_keys().next().expect("a file is there");
+        dir.join(name)
+    }
+}
+
+/// Kills `words` after the first, second, third … call, each time on the volume that `prepare` makes. `promise` says what
+/// the prepared volume has promised, and what the command promises when it says that it is done.
+async fn sweep(
+    name: &str,
+    prepare: impl AsyncFn(&Ground) -> Promised,
+    words: impl Fn(&Ground) -> Vec<String>,
+    promise: impl Fn(&Ground, &mut Promised),
+) {
+    if let Some(why) = strace::unusable() {
+        return skipped(&why);
+    }
+    let ground = Ground::new();
+    let outside = checker::outside_of(&ground.home);
+    let words = words(&ground);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut row = Row::new(&format!("kill points: {name}"));
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut calls = 0;
+    // The first run is not killed, and says how many calls there are.
+    let mut next = usize::MAX;
+    loop {
+        let label = format!("seed {seed}, larder {}, killed after call {next} of about {calls}", words.join(" "));
+        let ended = row
+            .case(&label, async {
+                ground.clear();
+                let mut promised = prepare(&ground).await;
+                let ended = ground.run_until(&words, move |count, _| count == next).await;
+                assert!(ended.was_killed || ended.code == Some(0), "{ended:?}");
+                if ended.acknowledged() {
+                    promise(&ground, &mut promised);
+                } else {
+                    // It may be done or not: nobody was told.
+                    let mut asked = Promised::default();
+                    promise(&ground, &mut asked);
+                    promised.here.retain(|reference| !asked.gone.contains(reference));
+                    promised.gone.retain(|reference| !asked.here.contains(reference));
+                }
+                checker::check(&ground.home, &ground.models, &promised, &outside).await;
+                ended
+            })
+            .await;
+        match ended {
+            Some(ended) if next == usize::MAX => (calls, next) = (ended.calls, 0),
+            Some(ended) if !ended.was_killed => break,
+            None if next == usize::MAX => break,
+            _ => {}
+        }
+        let step = (calls / size(POINTS, usize::MAX)).max(1);
+        next += if is_long() { 1 } else { 1 + random.usize(0..2 * step - 1) };
+        if next > 2 * calls {
+            break;
+        }
+    }
+    println!("kill points: {name}: about {calls} calls change the volume");
+    row.end();
+}
+
+/// About how many points of a scenario are tried in the short version.
+const POINTS: usize = 8;
+
+async fn pulled(ground: &Ground, reference: &str) -> Promised {
+    ground.home.done(&["pull", "-q", reference]).await;
+    Promised { here: [reference.to_owned()].into(), ..Promised::default() }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_being_made() {
+    sweep("first start", async |_| Promised::default(), |_| words(&["list"]), |_, _| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull() {
+    let here = |ground: &Ground, promised: &mut Promised| promised.here.extend([ground.small.clone()]);
+    let fresh = async |ground: &Ground| {
+        ground.home.done(&["list"]).await;
+        Promised::default()
+    };
+    sweep("pull", fresh, |ground| words(&["pull", "-q", &ground.small]), here).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_resumed() {
+    let here = |ground: &Ground, promised: &mut Promised| promised.here.extend([ground.large.clone()]);
+    let half = async |ground: &Ground| {
+        ground.cut(&["pull", "-q", &ground.large], "\"at 2097152").await;
+        Promised::default()
+    };
+    sweep("resume", half, |ground| words(&["pull", "-q", &ground.large]), here).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_of_a_model_that_shares_a_file() {
+    let here = |ground: &Ground, promised: &mut Promised| promised.here.extend([ground.shares.clone()]);
+    sweep(
+        "dedupe",
+        async |ground| pulled(ground, &ground.small).await,
+        |ground| words(&["pull", "-q", &ground.shares]),
+        here,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin() {
+    let pinned = |ground: &Ground, promised: &mut Promised| promised.pinned.extend([ground.small.clone()]);
+    sweep("pin", async |ground| pulled(ground, &ground.small).await, |ground| words(&["pin", &ground.small]), pinned)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_is_taken_back() {
+    let prepared = async |ground: &Ground| {
+        ground.home.done(&["pin", &ground.small]).await;
+        Promised { here: [ground.small.clone()].into(), ..Promised::default() }
+    };
+    sweep("unpin", prepared, |ground| words(&["unpin", &ground.small]), |_, _| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease() {
+    let leased = |_: &Ground, promised: &mut Promised| promised.leased.extend(["worker".to_owned()]);
+    let open = |ground: &Ground| words(&["open", "--lease-for", "worker", &ground.small]);
+    sweep("lease", async |ground| pulled(ground, &ground.small).await, open, leased).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_of_a_model_that_shares_a_file() {
+    let both = async |ground: &Ground| {
+        let mut promised = pulled(ground, &ground.small).await;
+        promised.here.extend(pulled(ground, &ground.shares).await.here);
+        promised
+    };
+    let gone = |ground: &Ground, promised: &mut Promised| {
+        promised.here.remove(&ground.small);
+        promised.gone.insert(ground.small.clone());
+    };
+    sweep("remove", both, |ground| words(&["remove", &ground.small]), gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_after_a_kill() {
+    let cut = async |ground: &Ground| {
+        let promised = pulled(ground, &ground.small).await;
+        ground.cut(&["pull", "-q", &ground.shares], "/refs/").await;
+        ground.cut(&["pull", "-q", &ground.large], "\"done ").await;
+        ground.cut(&["pull", "-q", &ground.large], "/ingests/snapshot-").await;
+        promised
+    };
+    sweep("recovery", cut, |_| words(&["list"]), |_, _| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_is_rebuilt() {
+    let spoilt = async |ground: &Ground| {
+        let promised = pulled(ground, &ground.small).await;
+        spoil(&ground.home.root().join("index-v1/db"));
+        promised
+    };
+    sweep("index rebuild", spoilt, |_| words(&["list"]), |_, _| ()).await;
+}
+
+fn spoil(path: &Path) {
+    std::fs::write(path, bytes("garbage", 4096)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_a_model_that_is_laid_out_again() {
+    let lost = async |ground: &Ground| {
+        let promised = pulled(ground, &ground.small).await;
+        std::fs::remove_dir_all(ground.home.public().join("file")).unwrap();
+        promised
+    };
+    sweep("snapshot mend", lost, |_| words(&["list"]), |_, _| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_bytes_that_were_changed() {
+    let changed = async |ground: &Ground| {
+        pulled(ground, &ground.small).await;
+        spoil(&ground.file_in("blobs"));
+        Promised { spoilt: Some(ground.small.clone()), ..Promised::default() }
+    };
+    let here = |ground: &Ground, promised: &mut Promised| promised.here.extend([ground.small.clone()]);
+    sweep("repair", changed, |ground| words(&["open", "--wait", &ground.small]), here).await;
+}

@@ -1,0 +1,120 @@
+//! The program under `strace`: killed after the Nth call that changes the volume, or with a call that fails.
+//!
+//! strace's own `signal=KILL:when=N` counts each thread by itself, so it never reaches what a thread does after another
+//! one has come to N. Here every call of every thread is held for some milliseconds after it is done; whoever reads the
+//! trace kills the process meanwhile. Threads make their calls in any order, so the Nth call is not always the same one.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Calls that change a disk, and are held after they are done.
+const HELD: &str = "write,pwrite64,ftruncate,fallocate,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,link,\
+                    linkat,unlink,unlinkat,rmdir,fchmod,utimensat";
+/// Calls of which a start makes hundreds that change nothing: they are counted when they do, and not held.
+const FLEETING: &str = "openat,mkdir,mkdirat";
+/// How long a call is held: the time there is to kill.
+const HELD_MICROSECONDS: u32 = 2000;
+
+/// What became of a command.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    pub(crate) was_killed: bool,
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    /// What it said on standard error.
+    pub(crate) err: String,
+    /// Calls that changed the volume.
+    pub(crate) calls: usize,
+    /// The last of them.
+    pub(crate) last: String,
+}
+
+impl Traced {
+    /// Whether the command said that it is done: by what it printed, or by its exit code.
+    pub(crate) fn acknowledged(&self) -> bool {
+        self.code == Some(0) || !self.out.is_empty()
+    }
+}
+
+/// Whether strace works here; if not, why.
+pub(crate) fn unusable() -> Option<String> {
+    let tried = Command::new("strace").args(["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "true"]).output();
+    match tried {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("strace does not work: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(e) => Some(format!("strace is not there: {e}")),
+    }
+}
+
+/// The same command, traced. `-D`: the program is our child, strace is not, so that who waits for it waits for its end.
+fn traced(command: &Command, options: &[String]) -> Command {
+    let mut traced = Command::new("strace");
+    traced.args(["-D", "-f", "--seccomp-bpf", "-qq", "-y", "-e", "signal=none"]).args(options);
+    traced.arg(command.get_program()).args(command.get_args()).env_clear();
+    traced.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    traced.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    traced.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    traced
+}
+
+/// Runs a command, and kills it at the first call on the volume of which `is_the_end` says so: it gets how many are done,
+/// and the line of the trace; that of a call that is not done yet, too. Blocking.
+pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnMut(usize, &str) -> bool) -> Traced {
+    let options =
+        ["-e", &format!("trace={HELD},{FLEETING}"), "-e", &format!("inject={HELD}:delay_exit={HELD_MICROSECONDS}")];
+    let mut child = traced(command, &options.map(str::to_owned)).spawn().unwrap();
+    let root = root.to_str().expect("it is text");
+    let mut ended =
+        Traced { was_killed: false, code: None, out: String::new(), err: String::new(), calls: 0, last: String::new() };
+    let said = BufReader::new(child.stderr.take().expect("it is piped"));
+    for line in said.lines().map_while(Result::ok) {
+        if !is_call(&line) {
+            ended.err += &format!("{line}\n");
+        } else if changes_volume(&line, root) && !ended.was_killed {
+            ended.calls += usize::from(!line.contains("<unfinished "));
+            ended.was_killed = is_the_end(ended.calls, &line);
+            ended.last = line;
+            if ended.was_killed {
+                child.kill().unwrap();
+            }
+        }
+    }
+    child.stdout.take().expect("it is piped").read_to_string(&mut ended.out).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), ended.was_killed.then_some(9), "{ended:?}");
+    ended.code = status.code();
+    ended
+}
+
+/// A line of the trace, not of the program.
+fn is_call(line: &str) -> bool {
+    let call = line.strip_prefix("[pid").and_then(|rest| rest.split_once("] ")).map_or(line, |(_, call)| call);
+    let name = call.split('(').next().unwrap_or_default();
+    let mut names = HELD.split(',').chain(FLEETING.split(','));
+    call.starts_with("<... ") || call.starts_with("+++ ") || names.any(|known| known == name)
+}
+
+/// A call that was not refused.
+fn changes_volume(line: &str, root: &str) -> bool {
+    let works = !line.contains(" = -1 ") && !line.contains("+++ ");
+    // The second half of a line that another thread has cut in two does not say of what it is.
+    let is_ours = line.contains(root) || line.contains(" resumed>");
+    works && is_ours && (!line.contains("openat") || line.contains("O_CREAT"))
+}
+
+/// The same command, of which the Nth such call of each thread fails. What strace says is on standard error.
+pub(crate) fn failing(command: &Command, call: &str, error: &str, nth: usize) -> Command {
+    let options = ["-e", &format!("trace={call}"), "-e", &format!("inject={call}:error={error}:when={nth}")];
+    traced(command, &options.map(str::to_owned))
+}
+
+/// Makes the Nth such call of each thread of a process fail, as long as it runs; says `attached` when it has begun.
+pub(crate) fn attached(process: u32, call: &str, error: &str, nth: usize) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-e", "signal=none", "-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:error={error}:when={nth}"), "-p", &process.to_string()]);
+    command.stdin(Stdio::null());
+    command
+}
