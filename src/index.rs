@@ -22,6 +22,9 @@ use crate::model::{Claim, Digest, ModelId, Record, Stamp};
 /// Longest time that sled may take to open and be read through.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
+/// Longest time that sled may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Longest wait for the lock of an index that the same process has just closed: sled gives it back a little later.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -260,14 +263,25 @@ impl Index {
 }
 
 impl Drop for Index {
-    /// sled writes when it is dropped, and panics when the disk refuses: what it had to say can be lost, the answer of the
-    /// command that ends cannot.
+    /// sled writes when it is dropped; when the disk refuses, it panics, or waits for ever for a thread of its own that has.
+    /// What it had to say can be lost, the answer of the command that ends cannot: so it is closed on another thread, and
+    /// left to itself if that takes too long.
     fn drop(&mut self) {
-        if let Some(sled) = self.sled.take()
-            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(sled)))
-        {
-            tracing::warn!(why = panicked(panic.as_ref()), "the index could not be closed");
-        }
+        let Some(sled) = self.sled.take() else { return };
+        let (done, closed) = mpsc::channel();
+        let close = move || {
+            let dropped = catch_unwind(AssertUnwindSafe(|| drop(sled)));
+            // Nobody listens any more when it took too long.
+            let _ = done.send(dropped.map_err(|panic| panicked(panic.as_ref())));
+        };
+        let thread = thread::Builder::new().name("index-close".into()).spawn(close);
+        let why = match thread.map(|_| closed.recv_timeout(CLOSE_LIMIT)) {
+            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(_)) => format!("it did not close in {} s", CLOSE_LIMIT.as_secs()),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(why, "the index could not be closed");
     }
 }
 

@@ -6,6 +6,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use tempfile::TempDir;
 
+/// How often a file system that is busy is tried again.
+const MAX_UNMOUNTS: usize = 500;
+
 /// Kinds of file systems that volumes are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -74,8 +77,16 @@ impl LoopDisk {
         run("mount", &["-o".as_ref(), "loop,ro".as_ref(), self.image().as_ref(), self.at.as_ref()])
     }
 
+    /// Another test that starts a process has for a moment all files open that this one has open.
     pub(crate) fn unmount(&self) -> Result<(), String> {
-        run("umount", &[self.at.as_ref()])
+        let mut tried = run("umount", &[self.at.as_ref()]);
+        for _ in 0..MAX_UNMOUNTS {
+            if !tried.as_ref().is_err_and(|why| why.contains("busy")) {
+                break;
+            }
+            tried = run("umount", &[self.at.as_ref()]);
+        }
+        tried
     }
 
     /// Lets ext4 find that it is damaged: it becomes read-only under whoever writes to it.
