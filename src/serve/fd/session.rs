@@ -88,8 +88,20 @@ impl From<Problem> for Stop {
 
 impl From<cache::Error> for Stop {
     fn from(error: cache::Error) -> Stop {
-        Stop::Refused(error.into())
+        Stop::Refused(match &error {
+            // Wherever in an open the last descriptor was missed: it is the limit that is to be told, not a disk.
+            cache::Error::Store(store::Error::Disk { source, .. }) if is_exhausted(source) => none_left(source),
+            _ => error.into(),
+        })
     }
+}
+
+fn none_left(error: &io::Error) -> Problem {
+    Problem::new(
+        Code::TooManyHolders,
+        format!("cannot hand out files: {error}"),
+        "ask again soon; if it stays so, raise the daemon's limit of open files (`ulimit -n`)",
+    )
 }
 
 impl Session {
@@ -266,13 +278,7 @@ impl Session {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
-                Err(e) if is_exhausted(&e) => {
-                    return Err(Stop::Refused(Problem::new(
-                        Code::TooManyHolders,
-                        format!("cannot hand out files: {e}"),
-                        "ask again soon; if it stays so, raise the daemon's limit of open files (`ulimit -n`)",
-                    )));
-                }
+                Err(e) if is_exhausted(&e) => return Err(Stop::Refused(none_left(&e))),
                 Err(e) => return Err(Over::Broken(e).into()),
             }
         }
