@@ -73,11 +73,8 @@ pub(crate) async fn check(home: &Home, models: &Models, promised: &Promised, out
 
     every_name_is_whole(&root, models);
     let blobs = files_in(&root.join("blobs"));
-    assert_eq!(
-        counted,
-        blobs.values().map(|bytes| bytes.len() as u64).sum::<u64>(),
-        "larder_blob_bytes is not the disk"
-    );
+    let taken = |name: &String| fs::metadata(root.join("blobs").join(name)).unwrap().blocks() * 512;
+    assert_eq!(counted, blobs.keys().map(taken).sum::<u64>(), "larder_blob_bytes is not the disk");
     books_agree(&root, listed.len());
     nothing_is_left_over(&root, &blobs);
     let quarantined = files_in(&root.join("quarantine"));
