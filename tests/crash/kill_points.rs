@@ -36,6 +36,7 @@ impl Ground {
             "large",
             &[("model.safetensors", bytes("large", (3 << 20) + 17)), ("config.json", b"{}".to_vec())],
         );
+        std::fs::write(home.path().join("small-quota.toml"), "[volume]\nquota = \"1MB\"\n").unwrap();
         Ground { home, models, small, shares, large }
     }
 
@@ -209,6 +210,25 @@ async fn a_removal_of_a_model_that_shares_a_file() {
         promised.gone.insert(ground.small.clone());
     };
     sweep("remove", both, |ground| words(&["remove", &ground.small]), gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_of_a_model_that_shares_a_file() {
+    let both = async |ground: &Ground| {
+        let mut promised = pulled(ground, &ground.small).await;
+        promised.here.extend(pulled(ground, &ground.shares).await.here);
+        promised
+    };
+    // Some kilobytes less than the quota leaves: the least recently used of the two must go.
+    let evict = |ground: &Ground| {
+        let config = ground.home.path().join("small-quota.toml").display().to_string();
+        words(&["--config", &config, "evict", "--need", "970kB"])
+    };
+    let gone = |ground: &Ground, promised: &mut Promised| {
+        promised.here.remove(&ground.small);
+        promised.gone.insert(ground.small.clone());
+    };
+    sweep("evict", both, evict, gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
