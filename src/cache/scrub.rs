@@ -173,6 +173,13 @@ impl Cache {
     async fn run_scrub(&self, scrub: Arc<Scrub>) {
         let (there, runtime) = (scrub.clone(), Handle::current());
         let result = self.blocking(move |cache| cache.pass(&there, &runtime)).await;
+        // Out of the active ones first: who is told that it has ended may ask for the next one at once.
+        {
+            let mut books = self.0.scrubs.0.lock().expect("no panic while the passes are held");
+            books.active.take_if(|active| active.id == scrub.id);
+            books.ended.push_front(scrub.clone());
+            books.ended.truncate(MAX_ENDED_SCRUBS);
+        }
         scrub.status.send_modify(|status| {
             status.ended_at = Some(rfc3339(now_ms()));
             status.phase = match &result {
@@ -193,10 +200,6 @@ impl Cache {
                 "scrub ended"
             );
         });
-        let mut books = self.0.scrubs.0.lock().expect("no panic while the passes are held");
-        books.active.take_if(|active| active.id == scrub.id);
-        books.ended.push_front(scrub);
-        books.ended.truncate(MAX_ENDED_SCRUBS);
     }
 
     /// One pass over all blobs, by digest; `false` if it was stopped. Blocking.

@@ -198,9 +198,21 @@ impl Session {
         }
     }
 
+    /// What the last descriptor was missed for is tried again: they come back when batches have been sent.
     async fn try_open(&self, asked: &Arc<OpenFiles>) -> Result<OpenModel, Stop> {
-        let (cache, asked, process) = (self.frames.0.cache.clone(), asked.clone(), self.process.clone());
-        Ok(blocking(move || cache.open_files(&asked, process)).await??)
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (cache, asked, process) = (self.frames.0.cache.clone(), asked.clone(), self.process.clone());
+            match blocking(move || cache.open_files(&asked, process)).await? {
+                Err(cache::Error::Store(store::Error::Disk { source, .. }))
+                    if is_exhausted(&source) && pause <= LAST_PAUSE =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                opened => return Ok(opened?),
+            }
+        }
     }
 
     /// Tells how a pull stands until it is ready. Notices when nobody waits any more.
