@@ -5,6 +5,7 @@
 
 mod details;
 mod evict;
+mod job;
 mod lease;
 mod ledger;
 mod limits;
@@ -34,6 +35,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
 
 use evict::Evictions;
+pub use job::{JobHandle, JobStatus};
 pub use lease::{Lease, NobodyKnows, PodDirectory};
 use ledger::Ledger;
 use limits::Room;

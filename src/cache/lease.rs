@@ -73,9 +73,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        &self.held.id
+    pub(super) fn info(&self, record: &Record) -> LeaseInfo {
+        lease_info(&self.held, record)
     }
 }
 
@@ -268,12 +267,6 @@ fn note_of(held: &Held) -> Option<LeaseNote> {
         since_ms: held.since_ms,
         ends_at_ms: held.ends.map(|ends| ends.at_ms),
     })
-}
-
-impl Lease {
-    pub(super) fn info(&self, record: &Record) -> LeaseInfo {
-        lease_info(&self.held, record)
-    }
 }
 
 pub(super) fn lease_info(held: &Held, record: &Record) -> LeaseInfo {

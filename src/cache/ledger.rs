@@ -208,11 +208,7 @@ impl Ledger {
             Some(path) => facts.broken.insert(id, path),
             None => facts.broken.remove(&id),
         };
-        let text = record.reference.to_string();
-        let newest = facts.current.get(&text).and_then(|id| facts.models.get(id)).map_or(0, |r| r.sequence);
-        if record.sequence >= newest {
-            facts.current.insert(text, id);
-        }
+        facts.may_be_current(&record);
     }
 
     /// A model loses its name, unless somebody uses it. From now on nobody can open it. `None` if it is not here.
@@ -248,11 +244,7 @@ impl Ledger {
         if let Some(file) = lacking {
             facts.broken.insert(id, file);
         }
-        let text = record.reference.to_string();
-        let newest = facts.current.get(&text).and_then(|id| facts.models.get(id)).map_or(0, |r| r.sequence);
-        if record.sequence >= newest {
-            facts.current.insert(text, id);
-        }
+        facts.may_be_current(&record);
         facts.models.insert(id, record);
         facts.contents.insert(id, content);
     }
@@ -558,6 +550,15 @@ impl Ledger {
 }
 
 impl Facts {
+    /// Of the versions of one reference, the one with the highest sequence is current.
+    fn may_be_current(&mut self, record: &Record) {
+        let text = record.reference.to_string();
+        let newest = self.current.get(&text).and_then(|id| self.models.get(id)).map_or(0, |r| r.sequence);
+        if record.sequence >= newest {
+            self.current.insert(text, record.id());
+        }
+    }
+
     fn refusal(&self, want_bytes: u64, room: Room) -> Option<Refusal> {
         let taken = &self.taken;
         let of_quota = room.left_of_quota(taken).filter(|left| want_bytes > *left).map(|left| (left, room.quota));

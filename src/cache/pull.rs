@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::evict::Cause;
+use super::job::JobHandle;
 use super::ledger::{Hold, NoRoom, Reservation};
 use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
@@ -44,21 +44,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A pull somebody waits on. Dropping it does not stop the pull.
-pub struct PullHandle {
-    /// Names the pull.
-    pub id: String,
-    /// Where it stands.
-    pub status: watch::Receiver<PullStatus>,
-}
-
-impl PullHandle {
-    /// Waits for the end.
-    pub async fn finished(&mut self) -> PullStatus {
-        // The sender lives in the registry as long as the cache does; if both are gone, the last status is the answer.
-        let _ = self.status.wait_for(|status| status.phase.is_final()).await;
-        self.status.borrow().clone()
-    }
-}
+pub type PullHandle = JobHandle<PullStatus>;
 
 /// All pulls this process knows.
 #[derive(Default)]

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::job::JobHandle;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::{Diagnose, Problem};
 use crate::model::{Digest, Manifest};
@@ -27,21 +28,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// A pass somebody waits on. Dropping it does not stop the pass.
-pub struct ScrubHandle {
-    /// Names the pass.
-    pub id: String,
-    /// Where it stands.
-    pub status: watch::Receiver<ScrubStatus>,
-}
-
-impl ScrubHandle {
-    /// Waits for the end.
-    pub async fn finished(&mut self) -> ScrubStatus {
-        // The sender lives in the registry as long as the cache does; if both are gone, the last status is the answer.
-        let _ = self.status.wait_for(|status| status.phase.is_final()).await;
-        self.status.borrow().clone()
-    }
-}
+pub type ScrubHandle = JobHandle<ScrubStatus>;
 
 /// All passes this process knows.
 #[derive(Default)]

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::job::JobHandle;
 use super::lease::Lease;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::Problem;
@@ -43,21 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const MAX_LOOKS: usize = 1024;
 
 /// A warm-up somebody waits on. Dropping it does not stop the warm-up.
-pub struct WarmHandle {
-    /// Names the warm-up.
-    pub id: String,
-    /// Where it stands.
-    pub status: watch::Receiver<WarmStatus>,
-}
-
-impl WarmHandle {
-    /// Waits for the end.
-    pub async fn finished(&mut self) -> WarmStatus {
-        // The sender lives in the registry as long as the cache does; if both are gone, the last status is the answer.
-        let _ = self.status.wait_for(|status| status.phase.is_final()).await;
-        self.status.borrow().clone()
-    }
-}
+pub type WarmHandle = JobHandle<WarmStatus>;
 
 /// All warm-ups this process knows, and what it last measured.
 #[derive(Default)]

@@ -7,8 +7,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 
 use super::Error;
-use super::progress::Job;
-use crate::cache::Cache;
+use crate::cache::{Cache, JobStatus};
 use crate::client::Client;
 use crate::config::Config;
 use crate::daemon;
@@ -254,7 +253,7 @@ fn states<J: Clone + Send + Sync + 'static>(receiver: watch::Receiver<J>) -> Sta
 /// final one or a problem.
 fn asked<J, A, F>(first: J, ask: A) -> Statuses<J>
 where
-    J: Job + Clone + Send + 'static,
+    J: JobStatus + Send + 'static,
     A: Fn(J) -> F + Send + 'static,
     F: Future<Output = Result<J, Problem>> + Send,
 {

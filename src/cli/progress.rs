@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::door::Statuses;
 use super::report::{plain, say};
+use crate::cache::JobStatus;
 use crate::fault::Problem;
 use crate::model::Bytes;
 use crate::wire::http::{Phase, PullStatus};
@@ -30,12 +31,9 @@ pub(super) enum Reporter {
 }
 
 /// A job that is followed to its end, as it stands at one moment.
-pub(super) trait Job {
+pub(super) trait Job: JobStatus {
     /// What is done to the reference.
     const DOING: &'static str;
-
-    /// Whether nothing will happen any more.
-    fn is_final(&self) -> bool;
 
     /// What it is about.
     fn reference(&self) -> &str;
@@ -170,10 +168,6 @@ fn line<J: Job>(now: &J, said: &str) -> String {
 
 impl Job for PullStatus {
     const DOING: &'static str = "pulling";
-
-    fn is_final(&self) -> bool {
-        self.phase.is_final()
-    }
 
     fn reference(&self) -> &str {
         &self.reference

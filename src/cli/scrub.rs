@@ -78,10 +78,6 @@ fn findings(status: &ScrubStatus) -> String {
 impl Job for ScrubStatus {
     const DOING: &'static str = "scrubbing";
 
-    fn is_final(&self) -> bool {
-        self.phase.is_final()
-    }
-
     fn reference(&self) -> &str {
         "the volume"
     }

@@ -90,10 +90,6 @@ fn resident(status: &WarmStatus) -> String {
 impl Job for WarmStatus {
     const DOING: &'static str = "warming";
 
-    fn is_final(&self) -> bool {
-        self.phase.is_final()
-    }
-
     fn reference(&self) -> &str {
         &self.reference
     }
