@@ -57,7 +57,7 @@ impl Ground {
     /// Runs a command that is killed before it can end.
     async fn cut(&self, words: &[&str], fragment: &'static str) {
         let cut = self.run_until(words, move |_, line| line.contains(fragment)).await;
-        assert!(cut.was_killed, "{fragment} never came: {cut:?}");
+        assert!(cut.was_cut_off, "{fragment} never came: {cut:?}");
     }
 
     /// A file of the volume.
@@ -96,7 +96,7 @@ async fn sweep(
                 ground.clear();
                 let mut promised = prepare(&ground).await;
                 let ended = ground.run_until(&words, move |count, _| count == next).await;
-                assert!(ended.was_killed || ended.code == Some(0), "{ended:?}");
+                assert!(ended.code.is_none_or(|code| code == 0), "{ended:?}");
                 if ended.acknowledged() {
                     promise(&ground, &mut promised);
                 } else {
@@ -112,7 +112,7 @@ async fn sweep(
             .await;
         match ended {
             Some(ended) if next == usize::MAX => (calls, next) = (ended.calls, 0),
-            Some(ended) if !ended.was_killed => break,
+            Some(ended) if !ended.was_cut_off => break,
             None if next == usize::MAX => break,
             _ => {}
         }
