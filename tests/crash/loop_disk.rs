@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 /// How often a file system that is busy is tried again.
 const MAX_UNMOUNTS: usize = 500;
+/// How often is looked whether an unmounted one is gone.
+const MAX_LOOKS: usize = 20_000;
 
 /// Kinds of file systems that volumes are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +79,8 @@ impl LoopDisk {
         run("mount", &["-o".as_ref(), "loop,ro".as_ref(), self.image().as_ref(), self.at.as_ref()])
     }
 
-    /// Another test that starts a process has for a moment all files open that this one has open.
+    /// Another test that starts a process has for a moment all files open that this one has open. Whoever makes a mount
+    /// namespace meanwhile has a mount of his own, and the file system lives on as it is until that ends.
     pub(crate) fn unmount(&self) -> Result<(), String> {
         let mut tried = run("umount", &[self.at.as_ref()]);
         for _ in 0..MAX_UNMOUNTS {
@@ -86,7 +89,17 @@ impl LoopDisk {
             }
             tried = run("umount", &[self.at.as_ref()]);
         }
-        tried
+        tried?;
+        match (0..MAX_LOOKS).any(|_| !self.is_alive()) {
+            true => Ok(()),
+            false => Err("somebody else has the file system mounted, in a namespace of his own".to_owned()),
+        }
+    }
+
+    /// Whether a loop device has the image. It lets go of it when the last mount has ended.
+    fn is_alive(&self) -> bool {
+        let output = Command::new("losetup").arg("-j").arg(self.image()).output().unwrap();
+        !output.stdout.is_empty()
     }
 
     /// Lets ext4 find that it is damaged: it becomes read-only under whoever writes to it.

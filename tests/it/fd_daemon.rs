@@ -147,7 +147,7 @@ async fn a_client_that_is_killed_holds_nothing_any_more() {
 async fn a_client_that_is_killed_while_it_waits_is_noticed() {
     let origin = GatedOrigin::start(BTreeMap::from([(FILE.to_owned(), bytes(1 << 20))])).await;
     let mut home = Home::new();
-    home.set("LARDER_LOG_FILTER", "info,larder::serve=debug");
+    home.set("LARDER_LOG_FILTER", "info,larder::serve=debug,larder::cache::lease=debug");
     let mut daemon = home.serve().await;
     let victim = Victim::start(&home, &origin.reference());
     origin.held().await;

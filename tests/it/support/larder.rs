@@ -44,6 +44,8 @@ impl Home {
         home.set("LARDER_VOLUME_MIN_FREE", "0");
         home.set("LARDER_PULL_MEMORY", "8MiB");
         home.set("LARDER_PULL_CONNECTIONS", "4");
+        // Tests wait for the ends of leases of connections.
+        home.set("LARDER_LOG_FILTER", "info,larder::cache::lease=debug");
         home
     }
 
