@@ -9,6 +9,7 @@ mod job;
 mod lease;
 mod ledger;
 mod limits;
+mod manifests;
 mod models;
 mod open;
 mod pin;
@@ -40,8 +41,8 @@ pub use lease::{Lease, NobodyKnows, PodDirectory};
 use ledger::Ledger;
 use limits::Room;
 pub use limits::{Limits, MinFree};
+use manifests::Manifests;
 pub use open::OpenModel;
-use open::SharedFiles;
 use proof::Proofs;
 pub use pull::PullHandle;
 use pull::Pulls;
@@ -92,7 +93,7 @@ struct Inner {
     ledger: Ledger,
     evictions: Evictions,
     pulls: Mutex<Pulls>,
-    files: SharedFiles,
+    manifests: Manifests,
     warms: Warms,
     scrubs: Scrubs,
     proofs: Proofs,

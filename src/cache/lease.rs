@@ -82,7 +82,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.ledger.release(&self.held.id);
         let Held { id, holder, model, .. } = &self.held;
-        tracing::info!(lease = id, %holder, %model, why = "its connection let go of it", "lease ended");
+        tracing::debug!(lease = id, %holder, %model, why = "its connection let go of it", "lease ended");
     }
 }
 
@@ -123,19 +123,28 @@ impl Cache {
         &self,
         reference: &ModelRef,
         version: Option<&str>,
-        process: String,
+        process: &str,
     ) -> Result<(Arc<Record>, Lease), Error> {
-        let held =
-            |model| Held { id: new_id(), model, holder: Holder::Connection(process), since_ms: now_ms(), ends: None };
-        let leased = self.0.ledger.lease_version(reference, version, held);
-        let (record, held) = leased.ok_or_else(|| match version {
+        self.lease_if_here(reference, version, process).ok_or_else(|| match version {
             Some(version) => {
                 Error::VersionNotLocal { reference: reference.to_string(), version: version.chars().take(80).collect() }
             }
             None => self.why_not_open(reference),
-        })?;
-        tracing::info!(lease = held.id, holder = %held.holder, model = %held.model, "leased");
-        Ok((record, Lease { ledger: self.0.ledger.clone(), held }))
+        })
+    }
+
+    /// The same, of a model that has its name.
+    pub(super) fn lease_if_here(
+        &self,
+        reference: &ModelRef,
+        version: Option<&str>,
+        process: &str,
+    ) -> Option<(Arc<Record>, Lease)> {
+        let holder = || Holder::Connection(process.to_owned());
+        let held = |model| Held { id: new_id(), model, holder: holder(), since_ms: now_ms(), ends: None };
+        let (record, held) = self.0.ledger.lease_version(reference, version, held)?;
+        tracing::debug!(lease = held.id, holder = %held.holder, model = %held.model, "leased");
+        Some((record, Lease { ledger: self.0.ledger.clone(), held }))
     }
 
     /// A lease that outlives the request, on this version. Asking again for the same holder and version renews it.

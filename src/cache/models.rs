@@ -28,7 +28,7 @@ impl Cache {
         if self.0.ledger.lacking(record.id()).is_some() {
             return Err(self.why_not_open(&record.reference));
         }
-        let manifest = self.0.volume.read_manifest(record.manifest)?;
+        let manifest = self.manifest(record.manifest)?;
         let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
         let file = |f: &crate::model::ManifestFile| ModelFile {
             path: f.path.to_string(),

@@ -1,14 +1,13 @@
 //! Opening a model that is local: its directory, or its files, and a lease on it. No network, no disk write but the note
 //! of a lease that outlives the request.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
 use super::lease::{Lease, Terms};
 use super::proof::MAX_ROUNDS;
 use super::{Cache, Error, now_ms};
-use crate::model::{Manifest, ManifestFile, ModelId, ModelRef, Record, RelPath};
+use crate::model::{Manifest, ManifestFile, ModelRef, Record, RelPath};
 use crate::store::{self, Descriptors};
 use crate::wire::frame::OpenFiles;
 use crate::wire::http::{LeaseInfo, ModelInfo, OpenRequest, Opened};
@@ -20,7 +19,7 @@ pub struct OpenModel {
     /// Its directory, relative to the one that readers mount.
     pub path_below_public: String,
     /// Its files, relative to the directory that was asked for. Readers of one version share the list.
-    pub files: Arc<Vec<ManifestFile>>,
+    pub files: Arc<[ManifestFile]>,
     /// While it is held, nothing of this version is taken away.
     pub lease: Lease,
     /// The same, in words.
@@ -29,27 +28,8 @@ pub struct OpenModel {
     pub lasting_lease: Option<LeaseInfo>,
 }
 
-/// The lists of files that are being handed out, so that they take memory once for each version and not for each reader.
-#[derive(Default)]
-pub(super) struct SharedFiles(Mutex<HashMap<ModelId, Weak<Vec<ManifestFile>>>>);
-
-impl SharedFiles {
-    fn of(
-        &self,
-        id: ModelId,
-        read: impl FnOnce() -> Result<Vec<ManifestFile>, Error>,
-    ) -> Result<Arc<Vec<ManifestFile>>, Error> {
-        let lists = || self.0.lock().expect("no panic while the lists are held");
-        if let Some(files) = lists().get(&id).and_then(Weak::upgrade) {
-            return Ok(files);
-        }
-        let files = Arc::new(read()?);
-        let mut lists = lists();
-        lists.retain(|_, list| list.strong_count() > 0);
-        lists.insert(id, Arc::downgrade(&files));
-        Ok(files)
-    }
-}
+/// Most files of a model that is opened at once: looking at each takes some microseconds.
+const MAX_FILES_AT_ONCE: usize = 256;
 
 impl Cache {
     /// The directory of the version a reference means now. Blocking, and so are the others: what was touched since it was
@@ -82,7 +62,7 @@ impl Cache {
 
     /// The files of a version, as a frame asks for them, for as long as a connection to `process` lasts. Pulls nothing.
     /// Blocking.
-    pub fn open_files(&self, asked: &OpenFiles, process: String) -> Result<OpenModel, Error> {
+    pub fn open_files(&self, asked: &OpenFiles, process: &str) -> Result<OpenModel, Error> {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
         let (record, lease) = match self.lease_connection(&reference, asked.version.as_deref(), process) {
@@ -93,20 +73,53 @@ impl Cache {
             }
         };
         let (model, manifest) = self.opened(&reference, Some(record.clone()))?;
-        let files = self.0.files.of(record.id(), || Ok(below(&manifest, reference.subdir())))?;
+        let mut open = self.open_model(asked, &reference, &record, &manifest, model, lease)?;
+        open.lasting_lease = terms.map(|terms| self.lease_noted(&record, &terms)).transpose()?;
+        Ok(open)
+    }
+
+    /// The same where that is a matter of microseconds, and waits for nothing: the manifest is in memory, nobody touched
+    /// the model, and no lease is to be written down. `None`: ask [`Cache::open_files`], which also tells what is wrong.
+    pub fn open_files_at_once(&self, asked: &OpenFiles, process: &str) -> Option<OpenModel> {
+        if asked.lease.is_some() {
+            return None;
+        }
+        let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude).ok()?;
+        let (record, lease) = self.lease_if_here(&reference, asked.version.as_deref(), process)?;
+        let manifest = self.0.manifests.get(record.manifest)?;
+        if manifest.files().len() > MAX_FILES_AT_ONCE || !self.is_as_left(&record, &manifest).ok()? {
+            return None;
+        }
+        let model = self.used(&reference, &record);
+        self.open_model(asked, &reference, &record, &manifest, model, lease).ok()
+    }
+
+    fn open_model(
+        &self,
+        asked: &OpenFiles,
+        reference: &ModelRef,
+        record: &Arc<Record>,
+        manifest: &Manifest,
+        model: ModelInfo,
+        lease: Lease,
+    ) -> Result<OpenModel, Error> {
+        let files = match reference.subdir() {
+            None => manifest.shared_files(),
+            Some(dir) => below(manifest, dir),
+        };
         let files = match &asked.file {
-            Some(name) => Arc::new(vec![file_of(&files, name).ok_or_else(|| Error::NoSuchFile {
+            Some(name) => [file_of(&files, name).ok_or_else(|| Error::NoSuchFile {
                 reference: reference.to_string(),
                 file: name.chars().take(200).collect(),
-            })?]),
+            })?]
+            .into(),
             None => files,
         };
-        let lasting_lease = terms.map(|terms| self.lease_noted(&record, &terms)).transpose()?;
         if asked.warm {
-            self.warm_in_background(&reference, &record.version);
+            self.warm_in_background(reference, &record.version);
         }
-        let lease_info = lease.info(&record);
-        Ok(OpenModel { model, path_below_public: self.below_public(&record), files, lease, lease_info, lasting_lease })
+        let (lease_info, path_below_public) = (lease.info(record), self.below_public(record));
+        Ok(OpenModel { model, path_below_public, files, lease, lease_info, lasting_lease: None })
     }
 
     /// A descriptor of a file, for one reader alone: descriptors that are shared share a position. Blocking.
@@ -125,6 +138,12 @@ impl Cache {
         }
     }
 
+    /// The same for some files, where nothing is to be hashed and no descriptor is lacking; else `None`: [`Cache::descriptor`]
+    /// tells why. Microseconds each.
+    pub fn descriptors_at_once(&self, files: &[ManifestFile]) -> Option<Vec<File>> {
+        files.iter().map(|file| self.0.volume.open_blob(file.digest, file.size).ok()).collect()
+    }
+
     /// What keeps a descriptor from being a way to write, as the socket's protocol names it.
     pub fn descriptors(&self) -> &'static str {
         match self.0.volume.descriptors() {
@@ -133,17 +152,22 @@ impl Cache {
         }
     }
 
-    fn opened(&self, reference: &ModelRef, record: Option<Arc<Record>>) -> Result<(ModelInfo, Manifest), Error> {
+    fn opened(&self, reference: &ModelRef, record: Option<Arc<Record>>) -> Result<(ModelInfo, Arc<Manifest>), Error> {
         let proven = record.ok_or_else(|| self.why_not_open(reference));
         let proven = proven.and_then(|record| Ok((self.prove(&record)?, record)));
-        self.0.metrics.opened(proven.is_ok());
-        let (manifest, record) = proven?;
+        let (manifest, record) = proven.inspect_err(|_| self.0.metrics.opened(false))?;
+        Ok((self.used(reference, &record), manifest))
+    }
+
+    /// A version is handed out.
+    fn used(&self, reference: &ModelRef, record: &Arc<Record>) -> ModelInfo {
+        self.0.metrics.opened(true);
         if let Some(hands) = &self.0.hands {
             hands.index.opened(record.id(), now_ms());
         }
-        self.warm_on_open(&record);
+        self.warm_on_open(record);
         let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());
-        Ok((self.info(&record, current), manifest))
+        self.info(record, current)
     }
 
     pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {
@@ -166,8 +190,7 @@ fn file_of(files: &[ManifestFile], name: &str) -> Option<ManifestFile> {
 }
 
 /// The files in and below a directory of the manifest, relative to it.
-fn below(manifest: &Manifest, dir: Option<&RelPath>) -> Vec<ManifestFile> {
-    let Some(dir) = dir else { return manifest.files().to_vec() };
+fn below(manifest: &Manifest, dir: &RelPath) -> Arc<[ManifestFile]> {
     let prefix = format!("{dir}/");
     let files = manifest.files().iter().filter_map(|file| {
         let path = RelPath::new(file.path.as_str().strip_prefix(&prefix)?).ok()?;

@@ -36,8 +36,8 @@ impl Proofs {
 impl Cache {
     /// Makes sure of a model that is to be handed out, and gives its files. Blocking; needs a tokio runtime, because what is
     /// wrong is pulled again.
-    pub(super) fn prove(&self, record: &Arc<Record>) -> Result<Manifest, Error> {
-        let manifest = self.0.volume.read_manifest(record.manifest)?;
+    pub(super) fn prove(&self, record: &Arc<Record>) -> Result<Arc<Manifest>, Error> {
+        let manifest = self.manifest(record.manifest)?;
         if self.is_as_left(record, &manifest)? {
             return Ok(manifest);
         }
@@ -189,7 +189,9 @@ impl Cache {
         Ok(())
     }
 
-    fn is_as_left(&self, record: &Record, manifest: &Manifest) -> Result<bool, Error> {
+    /// Whether nobody touched it since it was last known to be right: a look at its names, and nothing is read but the
+    /// Hub's ref.
+    pub(super) fn is_as_left(&self, record: &Record, manifest: &Manifest) -> Result<bool, Error> {
         if self.0.ledger.lacking(record.id()).is_some() || !self.0.volume.is_laid_out(&record.snapshot, manifest)? {
             return Ok(false);
         }

@@ -84,7 +84,7 @@ impl Cache {
             metrics,
             ledger: Ledger::default(),
             pulls: Default::default(),
-            files: Default::default(),
+            manifests: Default::default(),
             warms: Default::default(),
             scrubs: Default::default(),
             proofs: Default::default(),

@@ -130,7 +130,7 @@ impl Cache {
         if self.0.stop.is_cancelled() {
             return Err(Error::DrainingWarms);
         }
-        let (record, lease) = self.lease_connection(reference, version, HOLDER.to_owned())?;
+        let (record, lease) = self.lease_connection(reference, version, HOLDER)?;
         if let Some(warm) = books.active.get(&record.id()) {
             return Ok(warm.handle());
         }
@@ -187,7 +187,7 @@ impl Cache {
         self.0.tasks.spawn(async move {
             let manifest = record.manifest;
             let measured = cache.blocking(move |cache| {
-                let blobs = blobs_of(&cache.0.volume.read_manifest(manifest)?);
+                let blobs = blobs_of(&*cache.manifest(manifest)?);
                 Ok(cache.resident_of(&blobs).map(|resident| percent(resident, total_of(&blobs))))
             });
             match measured.await {
@@ -260,7 +260,7 @@ impl Cache {
 
     /// Blocking.
     fn read_in(&self, warm: &Warm, record: &Arc<Record>) -> Result<Verdict, Error> {
-        let blobs = blobs_of(&self.prove(record)?);
+        let blobs = blobs_of(&*self.prove(record)?);
         let total = total_of(&blobs);
         let before = self.resident_of(&blobs);
         warm.begins(total, before);

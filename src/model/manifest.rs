@@ -1,5 +1,7 @@
 //! [`Manifest`]: our verified list of a model version's files.
 
+use std::sync::Arc;
+
 use super::{Digest, RelPath};
 
 /// One file of a manifest.
@@ -23,7 +25,7 @@ pub struct ManifestFile {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    files: Vec<ManifestFile>,
+    files: Arc<[ManifestFile]>,
 }
 
 /// Why a text is not a manifest.
@@ -46,12 +48,17 @@ impl Manifest {
     /// Sorts the files. The caller has made sure that no path stands twice (a [`super::Listing`] guarantees it).
     pub fn new(mut files: Vec<ManifestFile>) -> Manifest {
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Manifest { files }
+        Manifest { files: files.into() }
     }
 
     /// The files, sorted by path.
     pub fn files(&self) -> &[ManifestFile] {
         &self.files
+    }
+
+    /// The same, to keep: they stay in memory once, however many keep them.
+    pub fn shared_files(&self) -> Arc<[ManifestFile]> {
+        self.files.clone()
     }
 
     /// Bytes of all files, each counted as often as it is listed.
@@ -64,7 +71,7 @@ impl Manifest {
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(HEADER.len() + self.files.len() * 128);
         text.push_str(HEADER);
-        for file in &self.files {
+        for file in self.files.iter() {
             text.push_str(&format!("{} {} {}\n", file.digest, file.size, file.path));
         }
         text
@@ -87,7 +94,7 @@ impl Manifest {
             }
             files.push(file);
         }
-        Ok(Manifest { files })
+        Ok(Manifest { files: files.into() })
     }
 }
 

@@ -67,8 +67,9 @@ async fn ten_thousand_opens_leave_nothing_behind() {
     for _ in 0..AT_ONCE * EACH {
         daemon.says("lease ended").await;
     }
-    // A connection is closed before its lease ends.
-    assert_eq!(open_descriptors(&daemon), before);
+    // A connection is closed before its lease ends. That to the origin may have been open still.
+    let after = open_descriptors(&daemon);
+    assert!(after <= before, "{before} descriptors were open, and {after} are");
     assert_eq!(Client::new(&home.socket()).leases().await.unwrap(), []);
 }
 

@@ -61,7 +61,7 @@ struct Open {
 /// Files that the client has yet to ask for.
 struct Pending {
     lease: String,
-    files: Arc<Vec<ManifestFile>>,
+    files: Arc<[ManifestFile]>,
     sent: usize,
     descriptors: bool,
 }
@@ -200,10 +200,13 @@ impl Session {
 
     /// What the last descriptor was missed for is tried again: they come back when batches have been sent.
     async fn try_open(&self, asked: &Arc<OpenFiles>) -> Result<OpenModel, Stop> {
+        if let Some(open) = self.frames.0.cache.open_files_at_once(asked, &self.process) {
+            return Ok(open);
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             let (cache, asked, process) = (self.frames.0.cache.clone(), asked.clone(), self.process.clone());
-            match blocking(move || cache.open_files(&asked, process)).await? {
+            match blocking(move || cache.open_files(&asked, &process)).await? {
                 Err(cache::Error::Store(store::Error::Disk { source, .. }))
                     if is_exhausted(&source) && pause <= LAST_PAUSE =>
                 {
@@ -298,6 +301,9 @@ impl Session {
 
     /// The files, each opened for this client alone; or why no descriptor is left for them.
     async fn files_of(&self, batch: &Arc<Vec<ManifestFile>>) -> Result<io::Result<Vec<File>>, Stop> {
+        if let Some(files) = self.frames.0.cache.descriptors_at_once(batch) {
+            return Ok(Ok(files));
+        }
         let (cache, batch) = (self.frames.0.cache.clone(), batch.clone());
         let files = blocking(move || batch.iter().map(|file| cache.descriptor(file)).collect::<Result<Vec<_>, _>>());
         match files.await? {
