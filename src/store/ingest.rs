@@ -440,16 +440,11 @@ impl Ingest {
         self.disk.set_mode(&self.part, &self.part_path, 0o444)?;
         self.note(&format!("done {}\n", digest.to_hex()))?;
         // One that is not known to be right is replaced by the one that is.
-        let there = self.stamps.fits_at(digest, &path)?;
-        if there {
+        let rename = || self.disk.rename(&self.part_path, &path);
+        if !self.stamps.give_name(digest, &self.part, &path, rename)? {
             self.disk.unlink(&self.part_path)?;
-        } else {
-            self.disk.rename(&self.part_path, &path)?;
         }
         self.disk.sync_dir(&self.layout.blob_dir(digest))?;
-        if !there {
-            self.stamps.put(digest, self.stamps.of(&self.part, &path)?);
-        }
         if self.key.claim.is_none() {
             self.disk.unlink(&self.log_path)?;
         }

@@ -40,6 +40,8 @@ pub(super) struct Stamps {
     /// Whether blocks of two files can be exchanged here.
     with_place: bool,
     known: Mutex<Known>,
+    /// Held while names of an inode change, until its stamp is that of the inode with the new names.
+    names: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -73,7 +75,7 @@ impl Stamps {
     /// Stamps of the file system that `root` is on.
     pub(super) fn on(root: &Path) -> Stamps {
         let kind = rustix::fs::statfs(root).map_or(0, |found| u64::try_from(found.f_type).unwrap_or(0));
-        Stamps { with_place: EXCHANGES_BLOCKS.contains(&kind), known: Mutex::default() }
+        Stamps { with_place: EXCHANGES_BLOCKS.contains(&kind), ..Stamps::default() }
     }
 
     /// How the inode of a file looks now.
@@ -95,8 +97,22 @@ impl Stamps {
         self.known.lock().unwrap_or_else(|held| held.into_inner())
     }
 
+    /// Nobody of us changes the names of an inode while this is held.
+    pub(super) fn names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(|held| held.into_inner())
+    }
+
     /// Whether this file is known to hold these bytes.
     pub(super) fn fits(&self, digest: Digest, file: &File, path: &Path) -> Result<bool, Error> {
+        if self.fits_now(digest, file, path)? {
+            return Ok(true);
+        }
+        // It may be one that is being linked just now.
+        let _names = self.names();
+        self.fits_now(digest, file, path)
+    }
+
+    fn fits_now(&self, digest: Digest, file: &File, path: &Path) -> Result<bool, Error> {
         let now = self.of(file, path)?;
         Ok(self.get(now.inode) == Some((digest, now)))
     }
@@ -108,6 +124,29 @@ impl Stamps {
             Ok(None) | Err(Error::Corrupt { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Gives the file that holds these bytes its name by `rename`, unless what has the name already is known to hold them
+    /// too: snapshots link that one. Whether it was given.
+    pub(super) fn give_name(
+        &self,
+        digest: Digest,
+        file: &File,
+        path: &Path,
+        rename: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let _names = self.names();
+        let is_there = match io::open_file(path) {
+            Ok(Some(there)) => self.fits_now(digest, &there, path)?,
+            Ok(None) | Err(Error::Corrupt { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if !is_there {
+            rename()?;
+            // Its new name has moved ctime.
+            self.put(digest, self.of(file, path)?);
+        }
+        Ok(!is_there)
     }
 
     pub(super) fn put(&self, digest: Digest, stamp: Stamp) {
@@ -152,6 +191,7 @@ impl<'a> Touch<'a> {
             Ok(Some(file)) => Arc::new(file),
             _ => return act(),
         };
+        let _names = self.stamps.names();
         let before = self.stamps.of(&file, path)?;
         let Some((digest, _)) = self.stamps.get(before.inode).filter(|(_, stamp)| *stamp == before) else {
             return act();
