@@ -8,6 +8,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Calls that change a disk, and are held after they are done.
 const HELD: &str = "write,pwrite64,ftruncate,fallocate,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,link,\
@@ -16,6 +20,9 @@ const HELD: &str = "write,pwrite64,ftruncate,fallocate,fsync,fdatasync,sync_file
 const FLEETING: &str = "openat,mkdir,mkdirat";
 /// How long a call is held: the time there is to kill.
 const HELD_MICROSECONDS: u32 = 2000;
+
+/// Longest time that one run may take: a bound against hanging, not a measurement.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
 
 /// What became of a command.
 #[derive(Debug)]
@@ -63,11 +70,24 @@ fn traced(command: &Command, options: &[String]) -> Command {
 }
 
 /// Runs a command, and kills it at the first call on the volume of which `is_the_end` says so: it gets how many are done,
-/// and the line of the trace; that of a call that is not done yet, too. Blocking.
-pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnMut(usize, &str) -> bool) -> Traced {
+/// and the line of the trace; that of a call that is not done yet, too. A daemon, which does not end by itself, is asked to
+/// end (SIGTERM) as soon as it says `last_word`. Blocking.
+pub(crate) fn run_until(
+    command: &Command,
+    root: &Path,
+    last_word: Option<&str>,
+    mut is_the_end: impl FnMut(usize, &str) -> bool,
+) -> Traced {
     let options =
         ["-e", &format!("trace={HELD},{FLEETING}"), "-e", &format!("inject={HELD}:delay_exit={HELD_MICROSECONDS}")];
     let mut child = traced(command, &options.map(str::to_owned)).spawn().unwrap();
+    let process = Pid::from_child(&child);
+    let (runs, has_ended) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if has_ended.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    });
     let root = root.to_str().expect("it is text");
     let mut ended = Traced {
         was_cut_off: false,
@@ -79,6 +99,10 @@ pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnM
     };
     let said = BufReader::new(child.stderr.take().expect("it is piped"));
     for line in said.lines().map_while(Result::ok) {
+        // It may stand in the middle of a line of the trace.
+        if last_word.is_some_and(|word| line.contains(word)) {
+            let _ = kill_process(process, Signal::TERM);
+        }
         if !is_call(&line) {
             ended.err += &format!("{line}\n");
         } else if changes_volume(&line, root) && !ended.was_cut_off {
@@ -91,6 +115,8 @@ pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnM
         }
     }
     child.stdout.take().expect("it is piped").read_to_string(&mut ended.out).unwrap();
+    // Before its process id can become another's.
+    drop(runs);
     let status = child.wait().unwrap();
     ended.code = status.code();
     assert!(ended.code.is_some() || ended.was_cut_off && status.signal() == Some(9), "{status}: {ended:?}");
