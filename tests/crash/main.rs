@@ -14,11 +14,17 @@ mod random_kills;
 mod row;
 mod strace;
 
+#[path = "../it/support/hostile_origin.rs"]
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+mod hostile_origin;
 #[path = "../it/support/larder.rs"]
 #[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
 mod larder;
 #[path = "../it/support/memory_group.rs"]
 #[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
 mod memory_group;
+#[path = "../it/support/raw_http.rs"]
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+mod raw_http;
 #[path = "../it/support/skip.rs"]
 mod skip;
