@@ -3,7 +3,7 @@
 //! No name of ours is followed when it is a symbolic link, and nothing is opened that could block (a FIFO).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -456,8 +456,8 @@ impl Disk {
             return Err(Error::Corrupt { verb: "write", noun: "file", path: path.to_owned(), found });
         }
         let file = self.create_new(scratch)?;
-        let written = (&file).write_all(bytes).map_err(|e| failed("write", path, e));
-        let placed = written
+        let placed = self
+            .write_at(&file, path, bytes, 0)
             .and_then(|()| self.set_mode(&file, scratch, mode))
             .and_then(|()| self.sync_data(&file, path))
             .and_then(|()| self.rename(scratch, path));
