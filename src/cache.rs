@@ -17,6 +17,7 @@ mod proof;
 mod pull;
 mod recover;
 mod scrub;
+mod silence;
 mod transfer;
 mod warm;
 
@@ -48,6 +49,7 @@ pub use pull::PullHandle;
 use pull::Pulls;
 pub use scrub::ScrubHandle;
 use scrub::Scrubs;
+use silence::{Asking, Turnstile};
 use transfer::Budget;
 pub use warm::WarmHandle;
 use warm::Warms;
@@ -102,7 +104,8 @@ struct Inner {
     naming: Mutex<()>,
     /// Serialises leases and pins that are written down, so that the books and the disk change in the same order. Taken
     /// on blocking threads only, and never together with `naming`.
-    noting: Mutex<()>,
+    noting: Turnstile,
+    asking: Asking,
     /// Read while a blob is committed, written while blobs are unlinked: a blob that has just been committed is in the
     /// ledger before anybody can decide that nothing uses it.
     commits: Arc<RwLock<()>>,

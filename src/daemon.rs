@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,6 +32,8 @@ const REPORT: &str = "report this with the log";
 
 /// Takes the volume and builds the cache over it, without any door: what the command line uses when no daemon answers.
 pub async fn build_cache(config: &Config) -> Result<(Cache, Arc<Metrics>), Problem> {
+    // A limit on the size of files (RLIMIT_FSIZE) is then an error of the write, as on a full disk, and not our end.
+    let _ignored = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(no_signals)?;
     let metrics = Arc::new(Metrics::new());
     let settings = SourceConfig { stall_timeout: config.pull.stall_timeout, ..SourceConfig::default() };
     let sources = Sources::new(settings, Environment::of_process());

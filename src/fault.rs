@@ -175,6 +175,8 @@ codes! {
     TooManyHolders = "too-many-holders" => Busy,
     /// The daemon is shutting down.
     Draining = "draining" => Busy,
+    /// The disk takes calls and does not answer.
+    DiskStalled = "disk-stalled" => Busy,
     /// Another process holds the volume.
     VolumeLocked = "volume-locked" => Busy,
     /// No daemon answers on the socket.

@@ -6,7 +6,7 @@
 //! tree and tells what happens after each crash.
 //!
 //! - `layout`: every name on the disk, and where a snapshot goes.
-//! - `io`: every call that changes the disk.
+//! - `io`: every call that changes the disk; `calls`: those under way, so that a disk which does not answer is noticed.
 //! - `ingest`: a blob being written; `blob`: one that is.
 //! - `snapshot`: `public/`: the directories pods read, and the Hub's refs.
 //! - `record`: manifests and records: small files written whole.
@@ -16,6 +16,7 @@
 //! - `sweep`: what nothing names.
 
 mod blob;
+mod calls;
 mod descriptors;
 mod history;
 mod ingest;
@@ -36,6 +37,7 @@ use std::time::Duration;
 
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, Checksum, RelPathError};
+use calls::Call;
 use descriptors::Window;
 use io::Disk;
 use layout::{FORMAT_NAME, FORMAT_VERSION, Layout};
@@ -61,6 +63,20 @@ pub struct Volume {
     /// Held while the shape of `public/` changes: a directory found empty must still be empty when it is removed, and
     /// one just made must still be there when something is put into it.
     shape: Mutex<()>,
+}
+
+/// A question that only the disk itself can answer.
+#[must_use = "it is open until it is asked or dropped"]
+pub struct Question {
+    disk: Arc<Disk>,
+    call: Call,
+}
+
+impl Question {
+    /// Waits for the answer for as long as it takes.
+    pub fn ask(self) {
+        self.disk.ask(self.call);
+    }
 }
 
 /// How much room a file system has.
@@ -151,6 +167,14 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The disk takes calls and does not answer them.
+    #[error("cannot write to volume `{}`: its disk has not answered for {seconds} s", .root.display())]
+    Silent {
+        /// The volume.
+        root: PathBuf,
+        /// For how long.
+        seconds: u64,
+    },
     /// The volume takes no writes.
     #[error("cannot write to volume `{}`: {why}", .root.display())]
     ReadOnly {
@@ -226,6 +250,7 @@ impl Diagnose for Error {
             Error::Newer { .. } => Code::VolumeNewer,
             Error::Full { .. } => Code::VolumeFull,
             Error::Disk { .. } => Code::DiskError,
+            Error::Silent { .. } => Code::DiskStalled,
             Error::NotDurable { .. } | Error::ReadOnly { .. } => Code::VolumeReadOnly,
             Error::Corrupt { .. } | Error::Unproven { .. } => Code::StoreCorrupt,
             Error::Checksum { .. } => Code::ChecksumMismatch,
@@ -265,6 +290,11 @@ impl Diagnose for Error {
             Error::Disk { path, .. } => {
                 format!("look for disk errors (`dmesg`) and at the owner and mode of `{}`", path.display())
             }
+            Error::Silent { .. } => {
+                "look for what holds the disk up (`dmesg`, `iostat -x 1`); larder goes on by itself when it answers, and models \
+                 that are local can be opened meanwhile"
+                    .into()
+            }
             Error::NotDurable { .. } | Error::ReadOnly { .. } => {
                 "look for disk errors (`dmesg`), mend the disk, then restart larder; models that are local stay readable".into()
             }
@@ -286,8 +316,8 @@ impl Diagnose for Error {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        // A lease is taken from its holder after 45 s at most.
-        matches!(self, Error::Leased { .. }).then_some(Duration::from_secs(10))
+        // A lease is taken from its holder after 45 s at most; a disk may answer at any time.
+        matches!(self, Error::Leased { .. } | Error::Silent { .. }).then_some(Duration::from_secs(10))
     }
 }
 
@@ -402,6 +432,19 @@ impl Volume {
     /// Why the volume takes no writes: after a failed fsync, or because it was opened for reading. `None` while it does.
     pub fn read_only_because(&self) -> Option<String> {
         self.disk.refuses().map(str::to_owned)
+    }
+
+    /// For how long the disk has left a call of ours unanswered; `None` when none is under way.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.disk.calls().silent_for()
+    }
+
+    /// Something to ask the disk, unless it has just answered, so short a time ago, or is asked nothing any more.
+    pub fn question(&self, just: Duration) -> Option<Question> {
+        if self.disk.refuses().is_some() || self.disk.calls().has_answered_within(just) {
+            return None;
+        }
+        Some(Question { disk: self.disk.clone(), call: self.disk.calls().begin() })
     }
 
     /// The parent of a thing of ours has been changed: makes that durable.

@@ -152,7 +152,7 @@ impl Cache {
     pub(super) fn lease_noted(&self, record: &Record, terms: &Terms) -> Result<LeaseInfo, Error> {
         self.hands()?;
         // Two requests of one holder become one lease.
-        let _noting = self.0.noting.lock().expect("no panic while notes change");
+        let _noting = self.noting()?;
         let known = self.0.ledger.lease_of(&terms.holder, record.id());
         if known.is_none() && self.0.ledger.noted_leases() >= MAX_NOTED_LEASES {
             return Err(Error::TooManyLeases { most: MAX_NOTED_LEASES });
@@ -192,7 +192,7 @@ impl Cache {
     /// Ends a lease by request. One of a connection ends with its connection only. Blocking.
     pub fn release(&self, id: &str) -> Result<LeaseInfo, Error> {
         self.hands()?;
-        let _noting = self.0.noting.lock().expect("no panic while notes change");
+        let _noting = self.noting()?;
         let not_found = || Error::LeaseNotFound { id: id.chars().take(80).collect() };
         let held = self.0.ledger.lease_by_id(id).filter(|held| !held.is_over()).ok_or_else(not_found)?;
         if matches!(held.holder, Holder::Connection(_)) {
@@ -205,7 +205,8 @@ impl Cache {
 
     /// Ends the leases whose time is over or whose pod is gone. Blocking.
     pub fn end_leases(&self, pods: &dyn PodDirectory) {
-        let _noting = self.0.noting.lock().expect("no panic while notes change");
+        // If not now, then the next time.
+        let Ok(_noting) = self.noting() else { return };
         for held in self.0.ledger.leases() {
             let gone = match &held.holder {
                 Holder::Pod(pod) => pods.is_gone(pod) == Some(true),

@@ -67,7 +67,7 @@ impl Cache {
 
     fn pin_by(&self, reference: &ModelRef, by: PinnedBy) -> Result<PinInfo, Error> {
         self.hands()?;
-        let _noting = self.0.noting.lock().expect("no panic while notes change");
+        let _noting = self.noting()?;
         let before = self.0.ledger.pinned(reference);
         if before.is_none() && self.0.ledger.pins().len() >= MAX_PINS {
             return Err(Error::TooManyPins { most: MAX_PINS });
@@ -87,7 +87,7 @@ impl Cache {
 
     fn unpin_by(&self, reference: &ModelRef, by: PinnedBy) -> Result<PinInfo, Error> {
         self.hands()?;
-        let _noting = self.0.noting.lock().expect("no panic while notes change");
+        let _noting = self.noting()?;
         let mut pinned =
             self.0.ledger.pinned(reference).ok_or_else(|| Error::NotPinned { reference: reference.to_string() })?;
         if !pinned.by.remove(&by) {

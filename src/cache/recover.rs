@@ -91,6 +91,7 @@ impl Cache {
             budget,
             naming: Default::default(),
             noting: Default::default(),
+            asking: Default::default(),
             commits: Default::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::Door;
 use super::problem::Refused;
 use super::request::blocking;
+use crate::fault::Problem;
 use crate::telemetry::metrics;
 use crate::wire::http::{Detail, Readiness};
 
@@ -65,9 +66,16 @@ impl Drop for Latch {
     }
 }
 
-/// `read_only` does not make it unready: what is local can still be opened.
-fn readiness(latches: &ReadyLatches, read_only: Option<String>, details: Vec<Detail>) -> Readiness {
+/// `read_only` does not make it unready: what is local can still be opened. A disk that is `stalled` does, because it may not
+/// give that either.
+fn readiness(
+    latches: &ReadyLatches,
+    stalled: Option<Problem>,
+    read_only: Option<String>,
+    details: Vec<Detail>,
+) -> Readiness {
     let mut waiting_for = latches.waiting_for();
+    waiting_for.extend(stalled.map(|why| format!("{}: {}; {}", why.code, why.message, why.action)));
     let ready = waiting_for.is_empty();
     waiting_for.extend(read_only.map(|why| format!("volume is read-only: {why}")));
     Readiness { ready, waiting_for, version: env!("CARGO_PKG_VERSION").to_owned(), details }
@@ -84,10 +92,13 @@ pub(super) async fn livez() -> &'static str {
 /// Whether models can be opened and pulled, and if not, what is missing.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "Ready", body = Readiness),
-    (status = 503, description = "Not ready: starting or shutting down", body = Readiness),
+    (status = 503, description = "Not ready: starting, shutting down, or the disk does not answer", body = Readiness),
 ))]
 pub(super) async fn readyz(State(door): State<Door>) -> Response {
-    let readiness = readiness(&door.latches, door.cache.read_only_because(), door.cache.details());
+    let stalled = door.cache.why_stalled().await.map(Problem::from);
+    // They ask the disk.
+    let details = if stalled.is_some() { Vec::new() } else { door.cache.details() };
+    let readiness = readiness(&door.latches, stalled, door.cache.read_only_because(), details);
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
@@ -104,6 +115,7 @@ pub(super) async fn numbers(State(door): State<Door>) -> Result<Response, Refuse
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Code;
 
     #[test]
     fn ready_when_every_latch_is_dropped_and_not_before() {
@@ -111,19 +123,27 @@ mod tests {
         let volume = latches.hold("volume");
         let listeners = latches.hold("listeners");
         let twin = latches.hold("listeners");
-        assert_eq!(readiness(&latches, None, vec![]).waiting_for, ["volume", "listeners", "listeners"]);
+        assert_eq!(readiness(&latches, None, None, vec![]).waiting_for, ["volume", "listeners", "listeners"]);
         drop(volume);
         drop(twin);
-        let seen = readiness(&latches, None, vec![]);
+        let seen = readiness(&latches, None, None, vec![]);
         assert_eq!((seen.ready, seen.waiting_for), (false, vec!["listeners".to_owned()]));
         drop(listeners);
-        assert!(readiness(&latches, None, vec![]).ready);
+        assert!(readiness(&latches, None, None, vec![]).ready);
     }
 
     #[test]
     fn a_read_only_volume_is_listed_but_ready() {
         let latches = ReadyLatches::new();
-        let seen = readiness(&latches, Some("fsync failed".to_owned()), vec![]);
+        let seen = readiness(&latches, None, Some("fsync failed".to_owned()), vec![]);
         assert_eq!((seen.ready, seen.waiting_for), (true, vec!["volume is read-only: fsync failed".to_owned()]));
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_is_named_with_what_to_do() {
+        let stalled = Problem::new(Code::DiskStalled, "it has not answered for 12 s", "look at it");
+        let seen = readiness(&ReadyLatches::new(), Some(stalled), None, vec![]);
+        let expected = "disk-stalled: it has not answered for 12 s; look at it".to_owned();
+        assert_eq!((seen.ready, seen.waiting_for), (false, vec![expected]));
     }
 }

@@ -440,10 +440,16 @@ impl Ingest {
         self.disk.set_mode(&self.part, &self.part_path, 0o444)?;
         self.note(&format!("done {}\n", digest.to_hex()))?;
         // One that is not known to be right is replaced by the one that is.
-        let rename = || self.disk.rename(&self.part_path, &path);
-        if !self.stamps.give_name(digest, &self.part, &path, rename)? {
+        let settled = self.stamps.settled();
+        let there = settled.fits_at(digest, &path)?;
+        if there {
             self.disk.unlink(&self.part_path)?;
+        } else {
+            settled.replace(&path, || self.disk.rename(&self.part_path, &path))?;
+            // Before anybody can take it for one that is not known to be right.
+            self.stamps.put(digest, self.stamps.of(&self.part, &path)?);
         }
+        drop(settled);
         self.disk.sync_dir(&self.layout.blob_dir(digest))?;
         if self.key.claim.is_none() {
             self.disk.unlink(&self.log_path)?;

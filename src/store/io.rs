@@ -3,7 +3,7 @@
 //! No name of ours is followed when it is a symbolic link, and nothing is opened that could block (a FIFO).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
+use super::calls::{Call, Calls};
 use super::{Error, Space};
 
 /// Most bytes of a file that is read or written as a whole. The longest manifest (100,000 files with paths of 1,024
@@ -27,8 +28,9 @@ pub(super) struct Disk {
     root: PathBuf,
     /// Set once and for ever: why no more writes are taken.
     refuses: OnceLock<String>,
+    calls: Calls,
     /// Held while this value lives: an ingest keeps it too, so nobody else opens a volume that is still written.
-    _lock: Option<LockedFile>,
+    lock: Option<LockedFile>,
 }
 
 /// Flags of every open: a planted symbolic link is an error, a planted FIFO does not block.
@@ -185,6 +187,12 @@ impl Drop for LockedFile {
     }
 }
 
+fn write_process_id(lock: &File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
+    lock.write_all_at(text.as_bytes(), 0)?;
+    lock.set_len(text.len() as u64)
+}
+
 /// Locks the file, unless somebody holds it.
 pub(super) fn try_lock(file: File, path: &Path) -> Result<Option<LockedFile>, Error> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -217,16 +225,15 @@ impl Disk {
             let pid = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
             return Err(Error::Locked { root: root.to_owned(), pid });
         };
-        let text = format!("{}\n", std::process::id());
         // The lock is what counts. On a full disk the text may fail, and larder must start there to remove a model.
-        let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
-        Ok(Disk { root: root.to_owned(), refuses: OnceLock::new(), _lock: Some(file) })
+        let _ = write_process_id(&file);
+        Ok(Disk { root: root.to_owned(), refuses: OnceLock::new(), calls: Calls::default(), lock: Some(file) })
     }
 
     /// A disk that takes no writes.
     pub(super) fn for_reading(root: &Path) -> Disk {
         let refuses = OnceLock::from("it was opened for reading only".to_owned());
-        Disk { root: root.to_owned(), refuses, _lock: None }
+        Disk { root: root.to_owned(), refuses, calls: Calls::default(), lock: None }
     }
 
     /// Why no more writes are taken.
@@ -234,9 +241,24 @@ impl Disk {
         self.refuses.get().map(String::as_str)
     }
 
-    fn takes_writes(&self) -> Result<(), Error> {
+    /// Which calls are under way.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Has the disk itself answer a call: a few bytes that are there already are written to it. What it answers does not
+    /// matter here.
+    pub(super) fn ask(&self, call: Call) {
+        if let Some(lock) = &self.lock {
+            let _ = write_process_id(lock).and_then(|()| lock.sync_data());
+        }
+        call.answered();
+    }
+
+    /// Before each call that changes the disk.
+    fn begin(&self) -> Result<Call, Error> {
         match self.refuses() {
-            None => Ok(()),
+            None => Ok(self.calls.begin()),
             Some(why) => Err(Error::ReadOnly { root: self.root.clone(), why: why.to_owned() }),
         }
     }
@@ -251,15 +273,19 @@ impl Disk {
 
     /// Makes the bytes of a file durable, and as much of its metadata as is needed to read them.
     pub(super) fn sync_data(&self, file: &File, path: &Path) -> Result<(), Error> {
-        self.takes_writes()?;
-        file.sync_data().map_err(|e| self.poisoned(path, e))
+        let call = self.begin()?;
+        let synced = file.sync_data();
+        call.answered();
+        synced.map_err(|e| self.poisoned(path, e))
     }
 
     /// Makes the names in a directory durable.
     pub(super) fn sync_dir(&self, dir: &Path) -> Result<(), Error> {
-        self.takes_writes()?;
+        let call = self.begin()?;
         let file = self.open_dir(dir)?;
-        file.sync_all().map_err(|e| self.poisoned(dir, e))
+        let synced = file.sync_all();
+        call.answered();
+        synced.map_err(|e| self.poisoned(dir, e))
     }
 
     fn open_dir(&self, dir: &Path) -> Result<File, Error> {
@@ -270,20 +296,20 @@ impl Disk {
 
     /// Sets the mode of a file.
     pub(super) fn set_mode(&self, file: &File, path: &Path, mode: u32) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         file.set_permissions(Permissions::from_mode(mode)).map_err(|e| failed("set the mode of", path, e))
     }
 
     /// Sets the mode of a directory.
     pub(super) fn set_dir_mode(&self, dir: &Path, mode: u32) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         let file = self.open_dir(dir)?;
         self.set_mode(&file, dir, mode)
     }
 
     /// Makes one directory with exactly this mode, whatever the umask. `false` when it was there already.
     pub(super) fn make_dir(&self, dir: &Path, mode: u32) -> Result<bool, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match DirBuilder::new().mode(mode).create(dir) {
             Ok(()) => {
                 if look_at(dir)?.is_some_and(|made| made.mode() & 0o777 != mode) {
@@ -304,13 +330,13 @@ impl Disk {
 
     /// Creates a file that is not there yet, readable and writable by us alone.
     pub(super) fn create_new(&self, path: &Path) -> Result<File, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         guarded().write(true).create_new(true).mode(0o600).open(path).map_err(|e| failed("create", path, e))
     }
 
     /// Opens a file to read and write it, and makes it if it is not there.
     pub(super) fn open_or_create(&self, path: &Path) -> Result<File, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         let mut options = guarded();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(path).map_err(|e| failed("create", path, e))?;
@@ -320,26 +346,26 @@ impl Disk {
 
     /// Writes at an offset: after a failure the same call can be made again.
     pub(super) fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         file.write_all_at(bytes, offset).map_err(|e| failed("write", path, e))
     }
 
     /// Sets the length, and gives back what was preallocated beyond it.
     pub(super) fn set_len(&self, file: &File, path: &Path, length: u64) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         file.set_len(length).map_err(|e| failed("truncate", path, e))
     }
 
     /// Sets when the bytes of a file were last changed.
     pub(super) fn set_modified(&self, file: &File, path: &Path, at: SystemTime) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         file.set_modified(at).map_err(|e| failed("set the time of", path, e))
     }
 
     /// Asks for the space of a file before its bytes come, so that a full disk is known early. A file system that
     /// cannot promise is not an error.
     pub(super) fn preallocate(&self, file: &File, path: &Path, length: u64) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, length) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             Err(e) => Err(failed("reserve space for", path, e.into())),
@@ -348,13 +374,13 @@ impl Disk {
 
     /// Gives a thing another name. What had the new name is replaced.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         fs::rename(from, to).map_err(|e| failed("rename to", to, e))
     }
 
     /// Makes an empty file share the bytes of another, where the file system can; `false` where it cannot.
     pub(super) fn clone_bytes(&self, from: &File, to: &File, path: &Path) -> Result<bool, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match rustix::fs::ioctl_ficlone(to, from) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL | Errno::XDEV) => Ok(false),
@@ -364,7 +390,7 @@ impl Disk {
 
     /// Gives a file a second name. `false` when the file has as many as the file system allows.
     pub(super) fn link(&self, from: &Path, to: &Path) -> Result<bool, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match fs::hard_link(from, to) {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(Errno::MLINK.raw_os_error()) => Ok(false),
@@ -374,7 +400,7 @@ impl Disk {
 
     /// Takes a name away. `false` when nothing had it.
     pub(super) fn unlink(&self, path: &Path) -> Result<bool, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match fs::remove_file(path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -384,7 +410,7 @@ impl Disk {
 
     /// Removes a directory if it is empty; `false` when it is not, or not there.
     pub(super) fn remove_empty_dir(&self, dir: &Path) -> Result<bool, Error> {
-        self.takes_writes()?;
+        let _call = self.begin()?;
         match fs::remove_dir(dir) {
             Ok(()) => Ok(true),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(false),
@@ -430,8 +456,8 @@ impl Disk {
             return Err(Error::Corrupt { verb: "write", noun: "file", path: path.to_owned(), found });
         }
         let file = self.create_new(scratch)?;
-        let written = (&file).write_all(bytes).map_err(|e| failed("write", path, e));
-        let placed = written
+        let placed = self
+            .write_at(&file, path, bytes, 0)
             .and_then(|()| self.set_mode(&file, scratch, mode))
             .and_then(|()| self.sync_data(&file, path))
             .and_then(|()| self.rename(scratch, path));

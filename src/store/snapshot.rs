@@ -441,27 +441,6 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_is_just_being_linked_is_not_replaced_by_the_same_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = volume_with(dir.path(), &[b"one"]);
-        let (digest, manifest) = (Digest::of(b"one"), manifest(&[("a", b"one")]));
-        let path = volume.blob_path(digest);
-        let other = fs::File::create(dir.path().join("other")).unwrap();
-        std::thread::scope(|threads| {
-            let publishing = threads.spawn(|| {
-                for at in 0..50 {
-                    volume.publish(&rel(&format!("s/v{at}")), &manifest).unwrap();
-                }
-            });
-            while !publishing.is_finished() {
-                let given = volume.stamps.give_name(digest, &other, &path, || unreachable!("the blob has its name"));
-                assert!(!given.unwrap());
-            }
-            publishing.join().unwrap();
-        });
-    }
-
-    #[test]
     fn publishing_again_keeps_what_is_right_and_replaces_what_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let volume = volume_with(dir.path(), &[b"one", b"two"]);

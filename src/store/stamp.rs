@@ -40,8 +40,8 @@ pub(super) struct Stamps {
     /// Whether blocks of two files can be exchanged here.
     with_place: bool,
     known: Mutex<Known>,
-    /// Held while names of an inode change, until its stamp is that of the inode with the new names.
-    names: Mutex<()>,
+    /// Held while a change of ours to names has moved a ctime, and the stamp does not say so yet.
+    touching: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -97,56 +97,36 @@ impl Stamps {
         self.known.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// Nobody of us changes the names of an inode while this is held.
-    pub(super) fn names(&self) -> MutexGuard<'_, ()> {
-        self.names.lock().unwrap_or_else(|held| held.into_inner())
+    /// Waits until no name of ours is being changed, and keeps it so.
+    pub(super) fn settled(&self) -> Settled<'_> {
+        // It guards no data.
+        Settled { stamps: self, _held: self.touching.lock().unwrap_or_else(|held| held.into_inner()) }
     }
 
-    /// Whether this file is known to hold these bytes.
+    /// Whether this file is known to hold these bytes. A change of ours to its names is waited for.
     pub(super) fn fits(&self, digest: Digest, file: &File, path: &Path) -> Result<bool, Error> {
-        if self.fits_now(digest, file, path)? {
-            return Ok(true);
+        match self.look(digest, file, path)? {
+            Some(false) => Ok(self.settled().stamps.look(digest, file, path)? == Some(true)),
+            known => Ok(known.unwrap_or(false)),
         }
-        // It may be one that is being linked just now.
-        let _names = self.names();
-        self.fits_now(digest, file, path)
-    }
-
-    fn fits_now(&self, digest: Digest, file: &File, path: &Path) -> Result<bool, Error> {
-        let now = self.of(file, path)?;
-        Ok(self.get(now.inode) == Some((digest, now)))
     }
 
     /// Whether what has this name is known to hold these bytes. What is no regular file holds none.
     pub(super) fn fits_at(&self, digest: Digest, path: &Path) -> Result<bool, Error> {
+        self.regular_at(path)?.map_or(Ok(false), |file| self.fits(digest, &file, path))
+    }
+
+    fn regular_at(&self, path: &Path) -> Result<Option<File>, Error> {
         match io::open_file(path) {
-            Ok(Some(file)) => self.fits(digest, &file, path),
-            Ok(None) | Err(Error::Corrupt { .. }) => Ok(false),
-            Err(error) => Err(error),
+            Err(Error::Corrupt { .. }) => Ok(None),
+            opened => opened,
         }
     }
 
-    /// Gives the file that holds these bytes its name by `rename`, unless what has the name already is known to hold them
-    /// too: snapshots link that one. Whether it was given.
-    pub(super) fn give_name(
-        &self,
-        digest: Digest,
-        file: &File,
-        path: &Path,
-        rename: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<bool, Error> {
-        let _names = self.names();
-        let is_there = match io::open_file(path) {
-            Ok(Some(there)) => self.fits_now(digest, &there, path)?,
-            Ok(None) | Err(Error::Corrupt { .. }) => false,
-            Err(error) => return Err(error),
-        };
-        if !is_there {
-            rename()?;
-            // Its new name has moved ctime.
-            self.put(digest, self.of(file, path)?);
-        }
-        Ok(!is_there)
+    /// Whether its stamp is of these bytes and fits; `None` if it has none.
+    fn look(&self, digest: Digest, file: &File, path: &Path) -> Result<Option<bool>, Error> {
+        let now = self.of(file, path)?;
+        Ok(self.get(now.inode).map(|(of, known)| of == digest && known == now))
     }
 
     pub(super) fn put(&self, digest: Digest, stamp: Stamp) {
@@ -165,6 +145,40 @@ impl Stamps {
 
     fn get(&self, inode: u64) -> Option<(Digest, Stamp)> {
         self.known().by_inode.get(&inode).copied()
+    }
+}
+
+/// No name of ours is being changed while this is held, so a stamp that does not fit was not made to by us.
+pub(super) struct Settled<'a> {
+    stamps: &'a Stamps,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Settled<'_> {
+    /// The same as [`Stamps::fits_at`].
+    pub(super) fn fits_at(&self, digest: Digest, path: &Path) -> Result<bool, Error> {
+        let file = self.stamps.regular_at(path)?;
+        Ok(file.map_or(Ok(None), |file| self.stamps.look(digest, &file, path))? == Some(true))
+    }
+
+    /// `put_in_place` gives a blob another inode: what was known of the former one is forgotten, so that snapshots which
+    /// link it are laid out again.
+    pub(super) fn replace(&self, path: &Path, put_in_place: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let former = look_at(path)?;
+        put_in_place()?;
+        if let Some(former) = former {
+            self.stamps.forget(former.ino());
+        }
+        Ok(())
+    }
+
+    /// A blob was hashed and is right; `false` if it is another inode by now.
+    fn put_if_still(&self, digest: Digest, path: &Path, stamp: Stamp) -> Result<bool, Error> {
+        let is_still = look_at(path)?.is_some_and(|found| found.ino() == stamp.inode);
+        if is_still {
+            self.stamps.put(digest, stamp);
+        }
+        Ok(is_still)
     }
 }
 
@@ -191,7 +205,6 @@ impl<'a> Touch<'a> {
             Ok(Some(file)) => Arc::new(file),
             _ => return act(),
         };
-        let _names = self.stamps.names();
         let before = self.stamps.of(&file, path)?;
         let Some((digest, _)) = self.stamps.get(before.inode).filter(|(_, stamp)| *stamp == before) else {
             return act();
@@ -202,8 +215,9 @@ impl<'a> Touch<'a> {
             // A file system without leases: what mtime and size say must be enough.
             Err(_) => None,
         };
+        let settled = self.stamps.settled();
         // Once more, under the lease: from here on only names, mode, owner and times can change.
-        if self.stamps.of(&file, path)? != before {
+        if self.stamps.of(&file, path)? != before || self.stamps.get(before.inode) != Some((digest, before)) {
             return act();
         }
         let done = act()?;
@@ -213,6 +227,7 @@ impl<'a> Touch<'a> {
         } else if after.differs_by_ctime_at_most(&before) {
             self.stamps.put(digest, after);
         }
+        drop(settled);
         self.leases.extend(lease);
         if self.leases.len() >= MAX_LEASES {
             self.settle();
@@ -308,8 +323,12 @@ impl Volume {
         let is_in_place = known.is_none_or(|known| known.place == after.place);
         let is_ours = found.mode() & 0o7777 == BLOB_MODE && found.uid() == rustix::process::geteuid().as_raw();
         if is_in_place && is_ours && has_no_attributes(&file) && lease.is_some_and(|lease| lease.holds()) {
-            self.stamps.put(digest, after);
-            return Ok(Proof::Right);
+            return match self.stamps.settled().put_if_still(digest, &path, after)? {
+                true => Ok(Proof::Right),
+                // An ingest of the same bytes has put its own in its place meanwhile.
+                false if self.is_proven(digest)? => Ok(Proof::Right),
+                false => Err(Error::Unproven { path }),
+            };
         }
         match self.renew(digest, size) {
             Err(Error::Corrupt { .. }) => Ok(Proof::Wrong { inode: before.inode }),
@@ -320,17 +339,14 @@ impl Volume {
     /// Puts a copy in the place of a blob: an inode that nobody else has ever had. Durable on return.
     fn renew(&self, digest: Digest, size: u64) -> Result<(), Error> {
         let (path, copy) = (self.blob_path(digest), self.layout.scratch(Scratch::File));
-        let former = look_at(&path)?;
-        let placed = self.copy_blob(digest, size, &copy).and_then(|()| self.disk.rename(&copy, &path));
+        let place = || self.stamps.settled().replace(&path, || self.disk.rename(&copy, &path));
+        let placed = self.copy_blob(digest, size, &copy).and_then(|()| place());
         if placed.is_err() {
             // The first error is the one to report; start-up sweeps what stays behind.
             let _ = self.disk.unlink(&copy);
         }
         placed?;
         self.sync_parent(&path)?;
-        if let Some(former) = former {
-            self.stamps.forget(former.ino());
-        }
         // Its new name has moved ctime.
         if let Some(file) = io::open_file(&path)? {
             self.stamps.put(digest, self.stamps.of(&file, &path)?);
@@ -385,6 +401,7 @@ mod tests {
     use std::fs::{self, FileTimes, Permissions};
     use std::io::Write;
     use std::os::unix::fs::{FileExt, PermissionsExt};
+    use std::sync::mpsc;
 
     const BYTES: &[u8] = b"the right bytes";
 
@@ -430,6 +447,25 @@ mod tests {
         let file = File::options().read(true).write(true).open(path).unwrap();
         fs::set_permissions(path, Permissions::from_mode(BLOB_MODE)).unwrap();
         file
+    }
+
+    #[test]
+    fn who_looks_while_a_name_of_ours_changes_waits_for_the_stamp() {
+        let shared = shared();
+        let (path, stamps) = (shared.volume.blob_path(shared.digest), &shared.volume.stamps);
+        let (answer, answers) = mpsc::channel();
+        thread::scope(|scope| {
+            let act = || {
+                let done = shared.volume.disk.link(&path, &shared.volume.public().join("another"));
+                scope.spawn(|| answer.send(stamps.fits_at(shared.digest, &path).unwrap()));
+                // Who does not wait says at once that it does not fit.
+                let early = answers.recv_timeout(Duration::from_millis(50));
+                assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+                done
+            };
+            Touch::of(stamps).around(&path, act).unwrap();
+        });
+        assert_eq!(answers.recv(), Ok(true));
     }
 
     #[test]
@@ -547,5 +583,21 @@ mod tests {
         stored(&shared.volume, BYTES);
         assert_ne!(shared.inode(), before);
         assert!(shared.is_proven());
+    }
+
+    #[test]
+    fn an_inode_that_is_not_the_blob_any_more_is_not_vouched_for() {
+        let shared = shared();
+        let (path, stamps) = (shared.volume.blob_path(shared.digest), &shared.volume.stamps);
+        let (_, proven) = stamps.get(shared.inode()).unwrap();
+        // Somebody proves it, while an ingest that has found it unproven puts its own in its place.
+        stamps.forget(proven.inode);
+        let part = shared.volume.root().join("part");
+        fs::write(&part, BYTES).unwrap();
+        stamps.put(shared.digest, proven);
+        stamps.settled().replace(&path, || shared.volume.disk.rename(&part, &path)).unwrap();
+        assert!(!stamps.fits_at(shared.digest, &shared.link).unwrap(), "its snapshot is laid out again");
+        assert!(!stamps.settled().put_if_still(shared.digest, &path, proven).unwrap());
+        assert!(!stamps.fits_at(shared.digest, &shared.link).unwrap());
     }
 }

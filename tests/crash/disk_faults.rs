@@ -8,7 +8,7 @@ use super::row::{Row, size};
 use super::skip::skipped;
 use super::strace;
 
-/// Calls on the volume, and how a disk refuses them. `write` is left out: it is also how threads wake each other.
+/// Calls on the volume, and how a disk refuses them. There is no `write` among them: that is how threads wake each other.
 const FAULTS: [(&str, &str); 14] = [
     ("pwrite64", "ENOSPC"),
     ("pwrite64", "EIO"),
@@ -129,6 +129,55 @@ async fn a_daemon_with_a_call_that_fails_serves_the_rest() {
         }
         row.end();
     }
+}
+
+/// How much of a write of a part was done, if it was less than was asked for: a line of the trace.
+fn shortened(line: &str) -> Option<(u64, u64)> {
+    let (call, done) = line.split_once(") = ")?;
+    let asked = call.rsplit(", ").nth(1).filter(|_| call.contains(".part>"))?;
+    let (asked, done) = (asked.parse().ok()?, done.trim().parse().ok()?);
+    (done < asked).then_some((done, asked))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_cut_short_is_continued_and_then_told() {
+    if let Some(why) = strace::unusable() {
+        return skipped(&why);
+    }
+    let home = Home::new();
+    let (models, here, wanted) = ground(&home).await;
+    let outside = checker::outside_of(&home);
+    let mut row = Row::new("a write is cut short by a limit on the size of files");
+    for most_kib in (1_100..2_040).step_by(size(313, 13)) {
+        let case = async {
+            let _ = std::fs::remove_dir_all(home.root());
+            home.done(&["pull", "-q", &here]).await;
+            let pull = home.command(&["pull", "-q", &wanted]);
+            let mut limited = std::process::Command::new("prlimit");
+            limited.arg(format!("--fsize={}", most_kib * 1024)).arg(pull.get_program()).args(pull.get_args());
+            limited.envs(pull.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            let mut command = strace::told(&limited, "pwrite64");
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            let ended = Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+            assert_coded(&ended);
+            assert!(ended.err.contains("code: volume-full"), "{ended:?}");
+            let cut: Vec<_> = ended.err.lines().filter_map(shortened).collect();
+            assert_eq!(
+                cut,
+                [((most_kib - 1024) * 1024, 1024 * 1024)],
+                "the kernel wrote a part of one piece: {ended:?}"
+            );
+            assert!(ended.err.contains(&format!(", {}) = -1 EFBIG", most_kib * 1024)), "the rest was tried: {ended:?}");
+            let mut promised = Promised { here: [here.clone()].into(), ..Promised::default() };
+            checker::check(&home, &models, &promised, &outside).await;
+            home.done(&["pull", "-q", &wanted]).await;
+            promised.here.insert(wanted.clone());
+            checker::check(&home, &models, &promised, &outside).await;
+        };
+        row.case(&format!("files of at most {most_kib} KiB"), case).await;
+    }
+    row.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]

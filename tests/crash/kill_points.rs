@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use larder::model::Digest;
+use larder::store::{ScrubNote, Volume};
+
 use super::checker::{self, Promised};
 use super::larder::Home;
 use super::models::{Models, bytes};
@@ -49,15 +52,22 @@ impl Ground {
     }
 
     /// Runs a command and kills it where `is_the_end` says so.
-    async fn run_until(&self, words: &[&str], is_the_end: impl FnMut(usize, &str) -> bool + Send + 'static) -> Traced {
-        let (command, root) = (self.home.command(words), self.home.root());
-        tokio::task::spawn_blocking(move || strace::run_until(&command, &root, is_the_end)).await.unwrap()
+    async fn run_until(&self, run: &Run, is_the_end: impl FnMut(usize, &str) -> bool + Send + 'static) -> Traced {
+        let words: Vec<&str> = run.words.iter().map(String::as_str).collect();
+        let (command, root, last_word) = (self.home.command(&words), self.home.root(), run.last_word);
+        tokio::task::spawn_blocking(move || strace::run_until(&command, &root, last_word, is_the_end)).await.unwrap()
     }
 
     /// Runs a command that is killed before it can end.
-    async fn cut(&self, words: &[&str], fragment: &'static str) {
-        let cut = self.run_until(words, move |_, line| line.contains(fragment)).await;
+    async fn cut(&self, run: &[&str], fragment: &'static str) {
+        let cut = self.run_until(&words(run), move |_, line| line.contains(fragment)).await;
         assert!(cut.was_cut_off, "{fragment} never came: {cut:?}");
+    }
+
+    /// The same words with a quota of 1 MB.
+    fn with_small_quota(&self, run: &[&str]) -> Run {
+        let config = self.home.path().join("small-quota.toml").display().to_string();
+        words(&[&["--config", &config], run].concat())
     }
 
     /// A file of the volume.
@@ -68,12 +78,23 @@ impl Ground {
     }
 }
 
-/// Kills `words` after the first, second, third … call, each time on the volume that `prepare` makes. `promise` says what
+/// What is run and killed.
+struct Run {
+    words: Vec<String>,
+    /// What a daemon says when it has done what is looked at: then it is asked to end.
+    last_word: Option<&'static str>,
+}
+
+fn words(words: &[&str]) -> Run {
+    Run { words: words.iter().map(|word| (*word).to_owned()).collect(), last_word: None }
+}
+
+/// Kills what `run` says after the first, second, third … call, each time on the volume that `prepare` makes. `promise` says what
 /// the prepared volume has promised, and what the command promises when it says that it is done.
 async fn sweep(
     name: &str,
     prepare: impl AsyncFn(&Ground) -> Promised,
-    words: impl Fn(&Ground) -> Vec<String>,
+    run: impl Fn(&Ground) -> Run,
     promise: impl Fn(&Ground, &mut Promised),
 ) {
     if let Some(why) = strace::unusable() {
@@ -81,8 +102,7 @@ async fn sweep(
     }
     let ground = Ground::new();
     let outside = checker::outside_of(&ground.home);
-    let words = words(&ground);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run = run(&ground);
     let mut row = Row::new(&format!("kill points: {name}"));
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -90,12 +110,12 @@ async fn sweep(
     // The first run is not killed, and says how many calls there are.
     let mut next = usize::MAX;
     loop {
-        let label = format!("seed {seed}, larder {}, killed after call {next} of about {calls}", words.join(" "));
+        let label = format!("seed {seed}, larder {}, killed after call {next} of about {calls}", run.words.join(" "));
         let ended = row
             .case(&label, async {
                 ground.clear();
                 let mut promised = prepare(&ground).await;
-                let ended = ground.run_until(&words, move |count, _| count == next).await;
+                let ended = ground.run_until(&run, move |count, _| count == next).await;
                 assert!(ended.code.is_none_or(|code| code == 0), "{ended:?}");
                 if ended.acknowledged() {
                     promise(&ground, &mut promised);
@@ -134,8 +154,15 @@ async fn pulled(ground: &Ground, reference: &str) -> Promised {
     Promised { here: [reference.to_owned()].into(), ..Promised::default() }
 }
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+async fn both_that_share(ground: &Ground) -> Promised {
+    let mut promised = pulled(ground, &ground.small).await;
+    promised.here.extend(pulled(ground, &ground.shares).await.here);
+    promised
+}
+
+fn small_is_gone(ground: &Ground, promised: &mut Promised) {
+    promised.here.remove(&ground.small);
+    promised.gone.insert(ground.small.clone());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,35 +227,45 @@ async fn a_lease() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_of_a_model_that_shares_a_file() {
-    let both = async |ground: &Ground| {
-        let mut promised = pulled(ground, &ground.small).await;
-        promised.here.extend(pulled(ground, &ground.shares).await.here);
-        promised
-    };
-    let gone = |ground: &Ground, promised: &mut Promised| {
-        promised.here.remove(&ground.small);
-        promised.gone.insert(ground.small.clone());
-    };
-    sweep("remove", both, |ground| words(&["remove", &ground.small]), gone).await;
+    sweep("remove", both_that_share, |ground| words(&["remove", &ground.small]), small_is_gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_eviction_of_a_model_that_shares_a_file() {
+    // Some kilobytes less than the quota leaves: the least recently used of the two must go.
+    let evict = |ground: &Ground| ground.with_small_quota(&["evict", "--need", "970kB"]);
+    sweep("evict", both_that_share, evict, small_is_gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_has_become_smaller() {
     let both = async |ground: &Ground| {
-        let mut promised = pulled(ground, &ground.small).await;
-        promised.here.extend(pulled(ground, &ground.shares).await.here);
+        let mut promised = pulled(ground, &ground.large).await;
+        promised.here.extend(pulled(ground, &ground.small).await.here);
         promised
     };
-    // Some kilobytes less than the quota leaves: the least recently used of the two must go.
-    let evict = |ground: &Ground| {
-        let config = ground.home.path().join("small-quota.toml").display().to_string();
-        words(&["--config", &config, "evict", "--need", "970kB"])
+    let serve =
+        |ground: &Ground| Run { last_word: Some("\"message\":\"evicted\""), ..ground.with_small_quota(&["serve"]) };
+    let large_is_gone = |ground: &Ground, promised: &mut Promised| {
+        promised.here.remove(&ground.large);
+        promised.gone.insert(ground.large.clone());
     };
-    let gone = |ground: &Ground, promised: &mut Promised| {
-        promised.here.remove(&ground.small);
-        promised.gone.insert(ground.small.clone());
+    sweep("quota shrink", both, serve, large_is_gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_that_finds_a_flipped_byte() {
+    let flipped = async |ground: &Ground| {
+        pulled(ground, &ground.small).await;
+        flip(&ground.file_in("blobs"));
+        // A daemon goes on at once with the pass that the one before it had begun.
+        let begun = ScrubNote { reached: Some(Digest::from_hex(&"0".repeat(64)).unwrap()), ended_ms: None };
+        Volume::open(&ground.home.root()).unwrap().write_scrub_note(&begun).unwrap();
+        Promised { spoilt: Some(ground.small.clone()), ..Promised::default() }
     };
-    sweep("evict", both, evict, gone).await;
+    let serve = |_: &Ground| Run { last_word: Some("\"message\":\"pull ready\""), ..words(&["serve"]) };
+    let here = |ground: &Ground, promised: &mut Promised| promised.here.extend([ground.small.clone()]);
+    sweep("scrub", flipped, serve, here).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -255,6 +292,13 @@ async fn an_index_that_is_rebuilt() {
 
 fn spoil(path: &Path) {
     std::fs::write(path, bytes("garbage", 4096)).unwrap();
+}
+
+/// Changes a byte; its length and its name are as before.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(path, bytes).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,9 @@ pub(crate) struct LoopDisk {
     at: PathBuf,
 }
 
+/// No call that changes the file system comes back while this lives.
+pub(crate) struct Frozen<'a>(&'a LoopDisk);
+
 /// The other end of a switch: see [`LoopDisk::fuse`].
 pub(crate) struct Fuse {
     process: Child,
@@ -102,6 +105,12 @@ impl LoopDisk {
         !output.stdout.is_empty()
     }
 
+    /// Has every call that changes it wait.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        run("fsfreeze", &["--freeze".as_ref(), self.at.as_ref()]).unwrap();
+        Frozen(self)
+    }
+
     /// Lets ext4 find that it is damaged: it becomes read-only under whoever writes to it.
     pub(crate) fn find_damage(&self) {
         let output = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&self.at).output().unwrap();
@@ -138,6 +147,12 @@ impl Fuse {
     pub(crate) fn blow(mut self) {
         self.say.write_all(b"shutdown\nquit\n").unwrap();
         assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run("fsfreeze", &["--unfreeze".as_ref(), self.0.at.as_ref()]).unwrap();
     }
 }
 

@@ -12,13 +12,22 @@ mod models;
 mod power_cuts;
 mod random_kills;
 mod row;
+mod stalled_disk;
 mod strace;
 
+#[path = "../it/support/gated_origin.rs"]
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+mod gated_origin;
+#[path = "../it/support/hostile_origin.rs"]
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+mod hostile_origin;
 #[path = "../it/support/larder.rs"]
 #[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
 mod larder;
 #[path = "../it/support/memory_group.rs"]
 #[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
 mod memory_group;
+#[path = "../it/support/raw_http.rs"]
+mod raw_http;
 #[path = "../it/support/skip.rs"]
 mod skip;

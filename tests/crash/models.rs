@@ -1,8 +1,10 @@
-//! Models in directories outside of the volume, as `file://` sources.
+//! Models outside of the volume: in directories, as `file://` sources, or elsewhere.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+
+use larder::store::snapshot_path;
 
 /// The files of a model, by path.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
@@ -21,19 +23,25 @@ impl Models {
             fs::write(path, bytes).unwrap();
         }
         let reference = format!("file://{}", dir.display());
-        self.0
-            .insert(reference.clone(), files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.clone())).collect());
+        self.are_at(&reference, files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.clone())).collect());
         reference
+    }
+
+    /// These files are what that reference means.
+    pub(crate) fn are_at(&mut self, reference: &str, files: Files) {
+        self.0.insert(reference.to_owned(), files);
     }
 
     pub(crate) fn files(&self, reference: &str) -> &Files {
         self.0.get(reference).unwrap_or_else(|| panic!("nobody made {reference}"))
     }
 
-    /// The models whose directory in `public/` begins with this path.
+    /// The model whose versions are laid out where this snapshot is.
     pub(crate) fn laid_out_in(&self, public: &Path, snapshot: &Path) -> Option<&Files> {
-        let place = snapshot.parent()?.strip_prefix(public.join("file")).ok()?;
-        self.0.get(&format!("file:///{}", place.display()))
+        let place = snapshot.parent()?.strip_prefix(public).ok()?;
+        let is_there =
+            |reference: &str| snapshot_path(&reference.parse().unwrap(), "any").as_path().parent() == Some(place);
+        self.0.iter().find(|(reference, _)| is_there(reference)).map(|(_, files)| files)
     }
 }
 

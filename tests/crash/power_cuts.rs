@@ -124,7 +124,7 @@ async fn cut_off(home: &Home, disk: &LoopDisk, words: &[&str], at: usize) -> Tra
     let fuse = Arc::new(Mutex::new(Some(disk.fuse())));
     let (command, root, other) = (home.command(words), home.root(), fuse.clone());
     let run = move || {
-        strace::run_until(&command, &root, |count, _| {
+        strace::run_until(&command, &root, None, |count, _| {
             let is_the_end = count >= at;
             if is_the_end && let Some(fuse) = other.lock().unwrap().take() {
                 fuse.blow();

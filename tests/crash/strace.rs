@@ -8,6 +8,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Calls that change a disk, and are held after they are done.
 const HELD: &str = "write,pwrite64,ftruncate,fallocate,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,link,\
@@ -16,6 +20,9 @@ const HELD: &str = "write,pwrite64,ftruncate,fallocate,fsync,fdatasync,sync_file
 const FLEETING: &str = "openat,mkdir,mkdirat";
 /// How long a call is held: the time there is to kill.
 const HELD_MICROSECONDS: u32 = 2000;
+
+/// Longest time that one run may take: a bound against hanging, not a measurement.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
 
 /// What became of a command.
 #[derive(Debug)]
@@ -63,11 +70,24 @@ fn traced(command: &Command, options: &[String]) -> Command {
 }
 
 /// Runs a command, and kills it at the first call on the volume of which `is_the_end` says so: it gets how many are done,
-/// and the line of the trace; that of a call that is not done yet, too. Blocking.
-pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnMut(usize, &str) -> bool) -> Traced {
+/// and the line of the trace; that of a call that is not done yet, too. A daemon, which does not end by itself, is asked to
+/// end (SIGTERM) as soon as it says `last_word`. Blocking.
+pub(crate) fn run_until(
+    command: &Command,
+    root: &Path,
+    last_word: Option<&str>,
+    mut is_the_end: impl FnMut(usize, &str) -> bool,
+) -> Traced {
     let options =
         ["-e", &format!("trace={HELD},{FLEETING}"), "-e", &format!("inject={HELD}:delay_exit={HELD_MICROSECONDS}")];
     let mut child = traced(command, &options.map(str::to_owned)).spawn().unwrap();
+    let process = Pid::from_child(&child);
+    let (runs, has_ended) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if has_ended.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    });
     let root = root.to_str().expect("it is text");
     let mut ended = Traced {
         was_cut_off: false,
@@ -79,6 +99,12 @@ pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnM
     };
     let said = BufReader::new(child.stderr.take().expect("it is piped"));
     for line in said.lines().map_while(Result::ok) {
+        // It may stand in the middle of a line of the trace.
+        if last_word.is_some_and(|word| line.contains(word)) {
+            let _ = kill_process(process, Signal::TERM);
+        }
+        // Faults of writing are tried with `pwrite64`. sled's own files are another thing.
+        assert!(!is_call_of("write", &line) || !line.contains(root) || line.contains("/index-v1/"), "{line}");
         if !is_call(&line) {
             ended.err += &format!("{line}\n");
         } else if changes_volume(&line, root) && !ended.was_cut_off {
@@ -91,6 +117,8 @@ pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnM
         }
     }
     child.stdout.take().expect("it is piped").read_to_string(&mut ended.out).unwrap();
+    // Before its process id can become another's.
+    drop(runs);
     let status = child.wait().unwrap();
     ended.code = status.code();
     assert!(ended.code.is_some() || ended.was_cut_off && status.signal() == Some(9), "{status}: {ended:?}");
@@ -99,10 +127,17 @@ pub(crate) fn run_until(command: &Command, root: &Path, mut is_the_end: impl FnM
 
 /// A line of the trace, not of the program.
 fn is_call(line: &str) -> bool {
-    let call = line.strip_prefix("[pid").and_then(|rest| rest.split_once("] ")).map_or(line, |(_, call)| call);
-    let name = call.split('(').next().unwrap_or_default();
     let mut names = HELD.split(',').chain(FLEETING.split(','));
-    call.starts_with("<... ") || call.starts_with("+++ ") || names.any(|known| known == name)
+    let call = without_thread(line);
+    call.starts_with("<... ") || call.starts_with("+++ ") || names.any(|name| is_call_of(name, line))
+}
+
+fn is_call_of(name: &str, line: &str) -> bool {
+    without_thread(line).split_once('(').is_some_and(|(called, _)| called == name)
+}
+
+fn without_thread(line: &str) -> &str {
+    line.strip_prefix("[pid").and_then(|rest| rest.split_once("] ")).map_or(line, |(_, call)| call)
 }
 
 /// A call that was not refused.
@@ -111,6 +146,11 @@ fn changes_volume(line: &str, root: &str) -> bool {
     // The second half of a line that another thread has cut in two does not say of what it is.
     let is_ours = line.contains(root) || line.contains(" resumed>");
     works && is_ours && (!line.contains("openat") || line.contains("O_CREAT"))
+}
+
+/// The same command; what comes of its calls of that name is on standard error.
+pub(crate) fn told(command: &Command, call: &str) -> Command {
+    traced(command, &["-e".to_owned(), format!("trace={call}")])
 }
 
 /// The same command, of which the Nth such call of each thread fails. What strace says is on standard error.

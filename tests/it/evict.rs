@@ -13,7 +13,7 @@ use larder::index::Index;
 use larder::model::{Bytes, Share};
 use larder::wire::http::{EvictionPlan, KeptBecause, LeaseTerms, OpenRequest, Phase};
 
-use super::support::larder::Home;
+use super::support::larder::{Home, Running};
 use super::support::model_origin::ModelOrigin;
 use super::support::node::{TestNode, reference};
 use super::support::skip::skipped;
@@ -249,6 +249,53 @@ async fn where_holders_cannot_be_known_nothing_is_evicted_and_everybody_is_told(
     assert_eq!(local(&node), BTreeSet::from([a]));
     assert_eq!((node.counted("larder_holders_unknown"), holders(&node).best), (1, false));
     assert!(holders(&node).means.contains("leases/torn"), "{:?}", holders(&node));
+}
+
+/// The same command on a file system without leases, as far as it can tell; `None` if there is no Python to do it.
+fn without_leases(command: &Command) -> Option<Command> {
+    let python = std::env::var("LARDER_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut wrapped = Command::new(python);
+    wrapped.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/without_leases.py"));
+    let works = Command::new(wrapped.get_program()).args(wrapped.get_args()).arg("/bin/true").status();
+    wrapped.arg(command.get_program()).args(command.get_args()).env_clear();
+    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    works.is_ok_and(|status| status.success()).then_some(wrapped)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_file_system_without_leases_nothing_is_evicted_and_everybody_is_told() {
+    let origin = origin(&[("a", 2), ("b", 2)]).await;
+    let (a, b) = (origin.reference("a"), origin.reference("b"));
+    let mut home = Home::new();
+    home.set("LARDER_VOLUME_QUOTA", "3MB");
+    home.set("LARDER_VOLUME_MIN_RESIDENCY", "0s");
+    let Some(serve) = without_leases(&home.command(&["serve"])) else {
+        return skipped("no python3 that can set a seccomp filter");
+    };
+    let mut daemon = Running::start(serve);
+    daemon.says("\"message\":\"ready\"").await;
+    let client = Client::new(&home.socket());
+    home.done(&["pull", "-q", &a]).await;
+
+    let refused = home.run(&["pull", "-q", &b]).await;
+    assert!(refused.err.contains("code: volume-full"), "{refused:?}");
+    for err in [refused.err, home.run(&["evict", "--need", "2MB"]).await.err] {
+        assert!(err.contains("who uses what cannot be known") && err.contains("cannot ask who has `"), "{err}");
+    }
+    let plan = client.eviction_plan(2_000_000).await.unwrap();
+    assert!(plan.victims.is_empty() && !plan.is_enough, "{plan:?}");
+    let why = plan.unknown_holders.expect("it says why");
+    assert!(why.contains("Invalid argument"), "{why}");
+    let dry_run = home.run(&["evict", "--need", "2MB", "--dry-run"]).await;
+    assert!(dry_run.err.contains("nothing can be evicted, because who uses what cannot be known"), "{dry_run:?}");
+    let doctor = home.run(&["doctor"]).await;
+    assert!(doctor.out.contains("so nothing is evicted: cannot ask who has `"), "{doctor:?}");
+
+    // What is here is opened, and goes by hand, as the action says.
+    home.done(&["open", &a]).await;
+    assert_eq!(client.models().await.unwrap().len(), 1);
+    home.done(&["remove", &a]).await;
+    home.done(&["pull", "-q", &b]).await;
 }
 
 fn limits() -> larder::cache::Limits {

@@ -12,7 +12,7 @@ use crate::support::hostile_origin::{HostileOrigin, seeds};
 use crate::support::hub::{RepoFile, TestHub};
 use crate::support::model_origin::{Marks, ModelOrigin};
 use crate::support::node::{TestNode, files_below, reference, selection};
-use crate::support::web_origin::sha256;
+use crate::support::raw_http::sha256;
 
 const MIB: u64 = 1 << 20;
 

@@ -7,8 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::raw_http::{Answer, Asked, Connection};
-use super::web_origin::sha256;
+use super::raw_http::{Answer, Asked, Connection, sha256};
 
 /// Longest wait for a client: a bound against hanging, not a measurement.
 const MAX_WAIT: Duration = Duration::from_secs(120);

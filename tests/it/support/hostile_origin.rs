@@ -11,13 +11,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 
-use super::raw_http::{Answer, Asked, Connection};
-use super::web_origin::sha256;
+use super::raw_http::{Answer, Asked, Connection, sha256};
 
 /// The environment variable that runs one seed only.
 pub(crate) const SEED_VARIABLE: &str = "LARDER_SEED";
 /// The environment variable that says how many seeds to run.
 const SEEDS_VARIABLE: &str = "LARDER_SEEDS";
+
+/// Where the listing is.
+const LISTING: &str = "/model/larder.json";
 
 /// The seeds `0..count`, as many as [`SEEDS_VARIABLE`] says, or the one in [`SEED_VARIABLE`].
 pub(crate) fn seeds(count: u64) -> Vec<u64> {
@@ -230,6 +232,19 @@ impl HostileOrigin {
         Self::with_plan(0, |_| plan).await
     }
 
+    /// Starts one that serves these files with checksums, and does nothing wrong until [`HostileOrigin::is_wrong`].
+    #[allow(dead_code, reason = "tests/crash uses it")]
+    pub(crate) async fn serving(seed: u64, files: BTreeMap<String, Vec<u8>>) -> HostileOrigin {
+        let plan = Plan { checksums: true, listing_fault: None, percent: 0, faults_left: None, only: None };
+        Self::with_files(seed, fastrand::Rng::with_seed(seed), files, plan).await
+    }
+
+    /// So many of a hundred answers are wrong from now on.
+    #[allow(dead_code, reason = "tests/crash uses it")]
+    pub(crate) fn is_wrong(&self, percent: u8) {
+        self.state.chance.lock().unwrap().plan.percent = percent;
+    }
+
     async fn with_plan(seed: u64, plan: impl FnOnce(&mut fastrand::Rng) -> Plan) -> HostileOrigin {
         let mut rng = fastrand::Rng::with_seed(seed);
         let files: BTreeMap<String, Vec<u8>> =
@@ -241,6 +256,10 @@ impl HostileOrigin {
                 })
                 .collect();
         let plan = plan(&mut rng);
+        Self::with_files(seed, rng, files, plan).await
+    }
+
+    async fn with_files(seed: u64, rng: fastrand::Rng, files: BTreeMap<String, Vec<u8>>, plan: Plan) -> HostileOrigin {
         let (checksums, listing_fault) = (plan.checksums, plan.listing_fault);
         let listeners =
             [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
@@ -341,7 +360,9 @@ impl HostileOrigin {
 impl State {
     fn pick(&self, asked: &Asked, elsewhere: bool) -> Option<Fault> {
         let mut chance = self.chance.lock().unwrap();
-        let allowed = |fault: &Fault| self.checksums || !fault.needs_checksum();
+        // Nothing has a checksum of the listing.
+        let is_claimed = self.checksums && asked.path != LISTING;
+        let allowed = |fault: &Fault| is_claimed || !fault.needs_checksum();
         let wanted = chance.rng.u8(..100) < chance.plan.percent && !elsewhere && chance.plan.faults_left != Some(0);
         let fault = match chance.plan.only {
             Some(fault) => Some(fault).filter(|_| wanted && asked.header("range").is_some()),
@@ -380,7 +401,7 @@ impl State {
             self.asked_elsewhere.lock().unwrap().push(asked.clone());
         }
         let bytes = match asked.path.strip_prefix("/model/") {
-            Some("larder.json") => Some(self.listing.as_slice()),
+            Some(_) if asked.path == LISTING => Some(self.listing.as_slice()),
             Some(path) => self.files.get(path).map(Vec::as_slice),
             None => None,
         };

@@ -8,8 +8,7 @@ use larder::model::Digest;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::raw_http::{Answer, Asked, Connection};
-use super::web_origin::sha256;
+use super::raw_http::{Answer, Asked, Connection, sha256};
 
 /// Bytes that are given, counted and held back at a time.
 const STEP_BYTES: u64 = 16 << 10;

@@ -143,3 +143,8 @@ impl Answer {
         format!("HTTP/1.1 {} Status\r\n{headers}\r\n", self.status)
     }
 }
+
+/// SHA-256 in hexadecimal digits: what files are marked with, and what listings claim of them.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
+}

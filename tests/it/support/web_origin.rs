@@ -9,7 +9,7 @@ use larder::source::Environment;
 use tokio::net::TcpListener;
 
 use super::breaking_proxy::BreakingProxy;
-use super::raw_http::{Answer, Asked, Connection};
+use super::raw_http::{Answer, Asked, Connection, sha256};
 use super::source_contract::{FILES, Origin};
 
 /// Serves `/model/` with its `larder.json`, and the same files below `/plain/` without one.
@@ -85,11 +85,6 @@ impl Files {
         });
         serde_json::json!({"files": files.collect::<Vec<_>>()}).to_string()
     }
-}
-
-/// SHA-256 in hexadecimal digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
 }
 
 #[async_trait]
