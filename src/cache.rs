@@ -55,7 +55,7 @@ pub use warm::WarmHandle;
 use warm::Warms;
 
 /// Where kubelet keeps what it watches the free space of.
-const KUBELET_DIRECTORY: &str = "/var/lib/kubelet";
+pub const KUBELET_DIRECTORY: &str = "/var/lib/kubelet";
 
 /// What the cache is configured with.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! With a daemon on the socket a command asks it; without one it works in this process, on the same volume. Results go
 //! to standard output, everything else to standard error, so that scripts can use the one and people see the other.
 
+mod bench;
 mod demo;
 mod doctor;
 mod door;
@@ -13,6 +14,7 @@ mod open;
 mod pins;
 mod progress;
 mod report;
+mod scratch;
 mod scrub;
 mod socket;
 mod table;
@@ -118,6 +120,14 @@ enum Command {
     },
     /// Show what larder does, on this machine alone: no network, no token, nothing left behind
     Demo,
+    /// Measure this node, and larder on it: a table of ratios
+    Bench(bench::Words),
+    /// A process of `larder bench`
+    #[command(hide = true)]
+    BenchPart {
+        /// Which one, as JSON
+        part: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -384,11 +394,14 @@ impl Cli {
             | Command::Doctor(rendering)
             | Command::Cancel(Cancel { rendering, .. })
             | Command::Config(ConfigCommand::Show { rendering, .. }) => rendering.output,
+            Command::Bench(bench::Words { json: true, .. }) => Output::Json,
             Command::Serve
             | Command::Init(_)
             | Command::Config(ConfigCommand::Check { .. })
             | Command::Completions { .. }
-            | Command::Demo => Output::Table,
+            | Command::Demo
+            | Command::Bench(_)
+            | Command::BenchPart { .. } => Output::Table,
         }
     }
 }
@@ -447,6 +460,8 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
             Ok(out(&String::from_utf8_lossy(&script))?)
         }
         Command::Demo => demo::run().await,
+        Command::Bench(words) => bench::run(cli, words).await,
+        Command::BenchPart { part } => bench::be(part),
     }
 }
 
@@ -788,7 +803,7 @@ mod tests {
 
     /// Every command with its path, such as `larder config show`.
     fn commands(command: &clap::Command, path: &str, into: &mut Vec<(String, clap::Command)>) {
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
             let path = format!("{path} {}", sub.get_name());
             into.push((path.clone(), sub.clone()));
             commands(sub, &path, into);

@@ -215,6 +215,8 @@ codes! {
     PullCancelled = "pull-cancelled" => Cancelled,
     /// The warm-up was cancelled by request.
     WarmCancelled = "warm-cancelled" => Cancelled,
+    /// `larder bench` was interrupted.
+    BenchStopped = "bench-stopped" => Cancelled,
     /// A bug of ours.
     InternalError = "internal-error" => Internal,
 }

@@ -72,20 +72,27 @@ pub(super) struct Short {
     pub(super) of_disk: bool,
 }
 
-impl Limits {
-    /// What they are on this disk.
-    pub(super) fn on(&self, space: Space, beside_kubelet: bool) -> Room {
-        let quota = self.quota.map(|quota| quota.of(space.total_bytes));
-        let min_free = match self.min_free {
+impl MinFree {
+    /// How many bytes that is of a file system with so many in all, which kubelet may be on too.
+    pub fn on(self, total_bytes: u64, beside_kubelet: bool) -> u64 {
+        let share = match self {
             MinFree::Of(share) => share,
             MinFree::Auto if beside_kubelet => Share::Percent(MIN_FREE_BESIDE_KUBELET_PERCENT),
             MinFree::Auto => Share::Bytes(Bytes(MIN_FREE_BYTES)),
         };
+        share.of(total_bytes)
+    }
+}
+
+impl Limits {
+    /// What they are on this disk.
+    pub(super) fn on(&self, space: Space, beside_kubelet: bool) -> Room {
+        let quota = self.quota.map(|quota| quota.of(space.total_bytes));
         Room {
             quota: quota.map(Bytes),
             low_water_bytes: quota.map_or(u64::MAX, |quota| percent_of(self.low_water_percent, quota)),
             free_bytes: space.free_bytes,
-            min_free_bytes: min_free.of(space.total_bytes),
+            min_free_bytes: self.min_free.on(space.total_bytes, beside_kubelet),
             block_bytes: space.block_bytes,
         }
     }

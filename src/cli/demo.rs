@@ -5,14 +5,14 @@
 
 mod origin;
 
-use std::fs::{self, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
 use super::report::out;
+use super::scratch::Scratch;
 use crate::client::Client;
 use crate::config::{Config, Flags, Surroundings};
 use crate::daemon::Daemon;
@@ -29,12 +29,13 @@ macro_rules! say {
 
 /// Runs the demonstration and prints what happened in plain words.
 pub(crate) async fn run() -> Result<(), Problem> {
-    let place = Place::new()?;
+    let place = Scratch::below(&std::env::temp_dir(), "larder-demo");
+    let place = place.map_err(|e| broken("make a temporary directory", &e))?;
     let origin = Origin::start().await.map_err(|e| broken("start the origin", &e))?;
     say!("A model of {} in {} files, at {}", Bytes(origin.total_bytes()), origin.files(), origin.reference());
-    say!("A daemon with an empty volume, in {}", place.0.display());
+    say!("A daemon with an empty volume, in {}", place.path().display());
 
-    let daemon = Daemon::start(&place.config()?).await?;
+    let daemon = Daemon::start(&config(place.path())?).await?;
     let client = Client::new(daemon.socket());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(daemon.run_until(async {
@@ -140,49 +141,16 @@ fn broken(what: &str, why: &dyn std::fmt::Display) -> Problem {
     Problem::new(Code::InternalError, format!("cannot {what}: {why}"), action)
 }
 
-/// A directory of ours below the temporary directory. Goes away when dropped.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Result<Place, Problem> {
-        let path = std::env::temp_dir().join(format!("larder-demo-{:016x}", fastrand::u64(..)));
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| broken("make a temporary directory", &e))?;
-        Ok(Place(path))
-    }
-
-    /// The defaults, over a volume and a socket of its own; nothing of the user's configuration.
-    fn config(&self) -> Result<Config, Problem> {
-        let home = self.0.display().to_string();
-        let own = [
-            ("HOME", home.clone()),
-            ("LARDER_ROOT", format!("{home}/volume")),
-            ("LARDER_SOCKET", format!("{home}/larder.sock")),
-            ("LARDER_SERVE_LISTEN", "127.0.0.1:0".to_owned()),
-            ("LARDER_VOLUME_MIN_FREE", "0".to_owned()),
-        ];
-        let surroundings = Surroundings::new(Environment::from_iter(own), false);
-        Config::load(&Flags::default(), &surroundings).map_err(|e| Problem::of(&e))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Snapshots are read-only directories: an ordinary user must make them writable to remove them.
-        let _ = make_removable(&self.0);
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, path = %self.0.display(), "the temporary volume is still there; remove it");
-        }
-    }
-}
-
-fn make_removable(directory: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            make_removable(&entry.path())?;
-        }
-    }
-    Ok(())
+/// The defaults, over a volume and a socket of its own; nothing of the user's configuration.
+fn config(place: &Path) -> Result<Config, Problem> {
+    let home = place.display().to_string();
+    let own = [
+        ("HOME", home.clone()),
+        ("LARDER_ROOT", format!("{home}/volume")),
+        ("LARDER_SOCKET", format!("{home}/larder.sock")),
+        ("LARDER_SERVE_LISTEN", "127.0.0.1:0".to_owned()),
+        ("LARDER_VOLUME_MIN_FREE", "0".to_owned()),
+    ];
+    let surroundings = Surroundings::new(Environment::from_iter(own), false);
+    Config::load(&Flags::default(), &surroundings).map_err(|e| Problem::of(&e))
 }

@@ -1,6 +1,7 @@
 //! What larder promises, tested through its doors and against real peers.
 
 mod api;
+mod bench;
 mod cli;
 mod daemon;
 mod evict;

@@ -1,0 +1,102 @@
+//! What the disk itself gives to whoever goes around the page cache, several at a time.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use memmap2::MmapMut;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::floor::{directly, no_direct};
+
+/// Enough for a disk that answers several requests at once; more are not faster on any we know.
+const THREADS: u64 = 8;
+/// Read or written by one call.
+const BLOCK_BYTES: u64 = 1 << 20;
+
+/// So many bytes, into as many files as there are threads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Write {
+    pub(super) directory: PathBuf,
+    pub(super) bytes: u64,
+}
+
+/// All of these files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Read {
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl Write {
+    /// What is written in all.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.of_each() * THREADS
+    }
+
+    fn of_each(&self) -> u64 {
+        (self.bytes / THREADS / BLOCK_BYTES).max(1) * BLOCK_BYTES
+    }
+}
+
+/// Writes, and makes it durable.
+pub(super) fn write(write: &Write) -> io::Result<Duration> {
+    let began = Instant::now();
+    in_threads(|thread| {
+        let file = directly(&write.directory.join(format!("written-{thread}")), write.of_each())?;
+        let mut block = MmapMut::map_anon(BLOCK_BYTES as usize)?;
+        blake3::Hasher::new().update(&thread.to_le_bytes()).finalize_xof().fill(&mut block);
+        for at in (0..write.of_each()).step_by(BLOCK_BYTES as usize) {
+            file.write_all_at(&block, at)?;
+        }
+        file.sync_all()
+    })?;
+    File::open(&write.directory)?.sync_all()?;
+    Ok(began.elapsed())
+}
+
+/// Reads, wherever the bytes are in the page cache too.
+pub(super) fn read(read: &Read) -> io::Result<Duration> {
+    let direct = OFlags::DIRECT.bits() as i32;
+    let open = |path: &PathBuf| {
+        let file = OpenOptions::new().read(true).custom_flags(direct).open(path).map_err(no_direct)?;
+        let size = file.metadata()?.len();
+        io::Result::Ok((file, size))
+    };
+    let files: Vec<(File, u64)> = read.files.iter().map(open).collect::<io::Result<_>>()?;
+    let blocks = |(_, size): &(File, u64)| size.div_ceil(BLOCK_BYTES);
+    let began = Instant::now();
+    let next = AtomicU64::new(0);
+    in_threads(|_| {
+        let mut block = MmapMut::map_anon(BLOCK_BYTES as usize)?;
+        loop {
+            let mut number = next.fetch_add(1, Ordering::Relaxed);
+            let found = files.iter().find(|file| {
+                let here = number < blocks(file);
+                number -= if here { 0 } else { blocks(file) };
+                here
+            });
+            let Some((file, _)) = found else { return Ok(()) };
+            // The last block of a file is shorter.
+            file.read_at(&mut block, number * BLOCK_BYTES)?;
+        }
+    })?;
+    Ok(began.elapsed())
+}
+
+fn in_threads(work: impl Fn(u64) -> io::Result<()> + Sync) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(thread)
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("reading and writing do not panic"))
+    })
+}

@@ -1,0 +1,92 @@
+//! What the numbers are numbers of, and what the processor of this machine can do.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use aws_lc_rs::digest as lc;
+
+use super::report::Machine;
+
+/// Hashed at a time: what stays in the cache of a processor.
+const BLOCK_BYTES: usize = 1 << 20;
+/// How often.
+const BLOCKS: usize = 256;
+/// What of the memory is left to others, in hundredths: as warm-ups leave it.
+const RESERVE_PERCENT: u64 = 10;
+
+/// This machine, and the file system of a directory.
+pub(super) fn machine(directory: &Path) -> Machine {
+    Machine {
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_bytes: meminfo().and_then(|text| kib(&text, "MemTotal")),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
+        file_system: file_system(directory).unwrap_or_else(|_| "an unknown file system".to_owned()),
+    }
+}
+
+/// How much page cache the node can take now; `None` if it does not tell.
+pub(super) fn free_memory_bytes() -> Option<u64> {
+    let text = meminfo()?;
+    let reserve = kib(&text, "MemTotal")? / 100 * RESERVE_PERCENT;
+    Some(kib(&text, "MemAvailable")?.saturating_sub(reserve))
+}
+
+/// MB/s of one core.
+pub(super) fn blake3_rate() -> f64 {
+    rate(blake3::hash)
+}
+
+/// MB/s of one core.
+pub(super) fn sha256_rate() -> f64 {
+    rate(|block| lc::digest(&lc::SHA256, block))
+}
+
+fn rate<T>(hash: impl Fn(&[u8]) -> T) -> f64 {
+    let block = vec![7; BLOCK_BYTES];
+    hash(&block);
+    let began = Instant::now();
+    for _ in 0..BLOCKS {
+        std::hint::black_box(hash(&block));
+    }
+    (BLOCKS * BLOCK_BYTES) as f64 / began.elapsed().as_secs_f64() / 1e6
+}
+
+fn meminfo() -> Option<String> {
+    fs::read_to_string("/proc/meminfo").ok()
+}
+
+fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// By the number that the kernel gives it (`linux/magic.h`).
+fn file_system(directory: &Path) -> io::Result<String> {
+    let magic = u64::try_from(rustix::fs::statfs(directory)?.f_type).unwrap_or(0) & 0xffff_ffff;
+    Ok(match magic {
+        0xef53 => "ext4".into(),
+        0x5846_5342 => "xfs".into(),
+        0x9123_683e => "btrfs".into(),
+        0x2fc1_2fc1 => "zfs".into(),
+        0xf2f5_2010 => "f2fs".into(),
+        0x0102_1994 => "tmpfs".into(),
+        0x794c_7630 => "overlayfs".into(),
+        0x6969 => "nfs".into(),
+        other => format!("file system {other:#x}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_described_and_what_it_does_not_tell_is_left_out() {
+        let machine = machine(Path::new("/"));
+        assert!(machine.processors > 0 && machine.memory_bytes.is_some() && machine.kernel.is_some());
+        assert_eq!(kib("MemTotal:        2 kB\nMemAvailable:    1 kB\n", "MemAvailable"), Some(1024));
+        assert_eq!(kib("MemTotal:        2 kB\n", "MemAvailable"), None);
+    }
+}

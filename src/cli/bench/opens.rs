@@ -1,0 +1,169 @@
+//! Opens of a model that is local and resident: beside the least that can be done, and by many at once.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use super::content::Shape;
+use super::descriptors::{BareClient, fetch_bare};
+use super::node::{Node, parsed};
+use super::origin::Origin;
+use super::part::{Helper, OURSELVES, Part, cannot};
+use super::plan::SHARDS;
+use super::row::Row;
+use super::statistics::Samples;
+use super::{Bench, blocking};
+use crate::client::Opener;
+use crate::fault::Problem;
+use crate::serve::fd::raise_descriptor_limit;
+
+/// Of each kind, in each round.
+const OPENS: usize = 1000;
+/// Processes of each kind, in each round.
+const COMMANDS: usize = 100;
+/// Clients at once.
+const CROWD: usize = 1000;
+/// Descriptors that one of them holds: its connection, and the shards.
+const DESCRIPTORS_EACH: u64 = 1 + SHARDS;
+/// What an open costs does not depend on it.
+const SHARD_BYTES: u64 = 1 << 20;
+/// Enough for a client, which needs little: a thousand of the usual size are much to reserve.
+const STACK_BYTES: usize = 256 << 10;
+
+/// What is opened, and where.
+#[derive(Clone)]
+struct Target {
+    socket: PathBuf,
+    reference: String,
+    /// Where the process listens that only hands out descriptors.
+    bare_socket: PathBuf,
+}
+
+pub(super) async fn opens(bench: &mut Bench) -> Result<(), Problem> {
+    let descriptors = raise_descriptor_limit();
+    let origin = Origin::start(Shape { shards: SHARDS, shard_bytes: SHARD_BYTES }, None).await?;
+    let node = Node::start(&bench.place("node")).await?;
+    let target = Target { socket: node.socket(), reference: origin.plain(), bare_socket: bench.place("d") };
+    let model = node.open(&target.reference).await?;
+    let files = origin.shape.names().map(|name| Path::new(&model.info().path).join(name)).collect();
+    drop(model);
+    let mut helper = Helper::start(&Part::Descriptors { socket: target.bare_socket.clone(), files })?;
+    helper.heard::<()>().await?;
+    for _ in 0..bench.rounds {
+        one_after_the_other(bench, &target).await?;
+        commands(bench, &target).await?;
+        match at_once(&target, descriptors).await {
+            Ok(samples) => bench.push_percentile(Row::OpenCrowd, &samples, 99, 1e3),
+            Err(problem) => bench.fail(Row::OpenCrowd, &problem),
+        }
+    }
+    drop(helper);
+    node.remove()
+}
+
+async fn one_after_the_other(bench: &mut Bench, target: &Target) -> Result<(), Problem> {
+    type Kind = fn(&Target) -> Result<Duration, Problem>;
+    let kinds: [(Kind, Row, Row); 3] = [
+        (descriptors_alone, Row::Descriptors, Row::DescriptorsP99),
+        (by_client, Row::Open, Row::OpenP99),
+        (by_bare_client, Row::OpenBare, Row::OpenBareP99),
+    ];
+    for (open, p50, p99) in kinds {
+        let target = target.clone();
+        let samples = blocking(move || (0..OPENS).map(|_| seconds(open(&target))).collect::<Result<Samples, _>>());
+        let samples = samples.await??;
+        bench.push_percentile(p50, &samples, 50, 1e6);
+        bench.push_percentile(p99, &samples, 99, 1e6);
+    }
+    Ok(())
+}
+
+fn descriptors_alone(target: &Target) -> Result<Duration, Problem> {
+    let began = Instant::now();
+    let done = fetch_bare(&target.bare_socket).and_then(|opened| opened.touch());
+    done.map_err(|e| cannot(&format!("descriptors did not come: {e}")))?;
+    Ok(began.elapsed())
+}
+
+fn by_client(target: &Target) -> Result<Duration, Problem> {
+    let reference = parsed(&target.reference);
+    let opener = Opener::new(&target.socket).wait(false);
+    let began = Instant::now();
+    let model = opener.open_blocking(&reference)?;
+    let took = began.elapsed();
+    drop(model);
+    Ok(took)
+}
+
+fn by_bare_client(target: &Target) -> Result<Duration, Problem> {
+    let client = BareClient::new(&target.socket, &target.reference);
+    let began = Instant::now();
+    let opened = client.open(SHARDS as usize)?;
+    opened.touch().map_err(|e| cannot(&format!("a file cannot be mapped: {e}")))?;
+    Ok(began.elapsed())
+}
+
+async fn commands(bench: &mut Bench, target: &Target) -> Result<(), Problem> {
+    let target = target.clone();
+    let samples = blocking(move || {
+        let (mut floor, mut open) = (Samples::default(), Samples::default());
+        for _ in 0..COMMANDS {
+            floor.push(seconds(ended(&mut Command::new("/bin/true")))?);
+            let mut command = Command::new(OURSELVES);
+            command.args(["open", &target.reference]).env_clear().env("LARDER_SOCKET", &target.socket);
+            open.push(seconds(ended(&mut command))?);
+        }
+        Ok::<_, Problem>((floor, open))
+    });
+    let (floor, open) = samples.await??;
+    bench.push_percentile(Row::Process, &floor, 50, 1e3);
+    bench.push_percentile(Row::OpenCommand, &open, 50, 1e3);
+    bench.push_percentile(Row::OpenCommandP99, &open, 99, 1e3);
+    Ok(())
+}
+
+fn ended(command: &mut Command) -> Result<Duration, Problem> {
+    let began = Instant::now();
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    let took = began.elapsed();
+    match status {
+        Ok(status) if status.success() => Ok(took),
+        Ok(status) => Err(cannot(&format!("{:?} ended with {status}", command.get_program()))),
+        Err(error) => Err(cannot(&format!("{:?} cannot be started: {error}", command.get_program()))),
+    }
+}
+
+/// Each client keeps what it has until all have it.
+async fn at_once(target: &Target, descriptor_limit: u64) -> Result<Samples, Problem> {
+    let needed = CROWD as u64 * DESCRIPTORS_EACH + 64;
+    if descriptor_limit < needed {
+        return Err(cannot(&format!("{CROWD} clients need {needed} descriptors, and {descriptor_limit} may be open")));
+    }
+    let target = target.clone();
+    blocking(move || {
+        let (begin, end) = (Arc::new(Barrier::new(CROWD)), Arc::new(Barrier::new(CROWD)));
+        std::thread::scope(|scope| {
+            let client = || {
+                let (begin, end, target) = (begin.clone(), end.clone(), &target);
+                std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, move || {
+                    let client = BareClient::new(&target.socket, &target.reference);
+                    begin.wait();
+                    let began = Instant::now();
+                    let opened = client.open(SHARDS as usize);
+                    let took = began.elapsed();
+                    end.wait();
+                    opened.map(|_| took)
+                })
+            };
+            // All or none: those that were started would wait for the others without an end.
+            let threads: Vec<_> = (0..CROWD).map(|_| client().expect("a thousand threads can be started")).collect();
+            threads.into_iter().map(|thread| seconds(thread.join().expect("a client does not panic"))).collect()
+        })
+    })
+    .await?
+}
+
+fn seconds(took: Result<Duration, Problem>) -> Result<f64, Problem> {
+    took.map(|took| took.as_secs_f64())
+}
