@@ -11,6 +11,7 @@ mod hostile;
 mod hostile_reader;
 mod hub_protocol;
 mod init;
+mod prepare;
 mod pull;
 mod readers_page;
 mod real;
