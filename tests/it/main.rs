@@ -1,5 +1,6 @@
 //! What larder promises, tested through its doors and against real peers.
 
+mod alerts;
 mod api;
 mod cli;
 mod daemon;
