@@ -12,6 +12,7 @@ mod init;
 mod leases;
 mod open;
 mod pins;
+mod prepare;
 mod progress;
 mod report;
 mod scratch;
@@ -39,6 +40,7 @@ use door::Door;
 use evict::Evict;
 use init::Init;
 use open::Open;
+use prepare::Prepare;
 use progress::{Followed, Reporter};
 use report::{json, out, say};
 use scrub::Scrub;
@@ -74,6 +76,8 @@ pub struct Cli {
 enum Command {
     /// Run the daemon
     Serve,
+    /// Make the directories that the daemon needs, and give them to the user who will run it
+    Prepare(Prepare),
     /// Make a model local, and print its directory
     Pull(Pull),
     /// List the models that are local
@@ -396,6 +400,7 @@ impl Cli {
             | Command::Config(ConfigCommand::Show { rendering, .. }) => rendering.output,
             Command::Bench(bench::Words { json: true, .. }) => Output::Json,
             Command::Serve
+            | Command::Prepare(_)
             | Command::Init(_)
             | Command::Config(ConfigCommand::Check { .. })
             | Command::Completions { .. }
@@ -430,6 +435,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
     let output = cli.output();
     match &cli.command {
         Command::Serve => daemon::run(&cli.load()?, || cli.load()).await,
+        Command::Prepare(words) => prepare::run(&cli.load()?, words),
         Command::Pull(pull) => self::pull(cli, pull).await,
         Command::List(_) => list(&cli.load()?, output).await,
         Command::Open(open) => open::run(cli, open).await,

@@ -392,6 +392,15 @@ impl Volume {
         Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()) })
     }
 
+    /// Makes a root that is missing, and gives it to a user and a group who can then open the volume. What is in it keeps its
+    /// owner. A root that holds something else is refused, as by [`Volume::open`], and so is one of another format.
+    pub fn give_root(root: &Path, user: u32, group: u32) -> Result<(), Error> {
+        let root = absolute(root)?;
+        recognise(&Layout::new(&root))?;
+        Disk::make_root(&root)?;
+        Disk::give_root(&root, user, group)
+    }
+
     /// Without a lock and without a write: to look beside a running process. A root that is not there is an empty
     /// volume; every write fails with [`Error::ReadOnly`]. Whether bytes are right is not known here.
     pub fn open_reader(root: &Path) -> Result<Volume, Error> {

@@ -135,6 +135,41 @@ fn operations_md_has_one_row_for_each_metric() {
     assert_eq!(found, expected);
 }
 
+fn of_daemonset(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset").join(name)).unwrap()
+}
+
+#[test]
+fn operations_md_has_one_paragraph_for_each_alert() {
+    let rules: serde_json::Value = serde_saphyr::from_str(&of_daemonset("alerts.yaml")).unwrap();
+    let page = page("operations.md");
+    let section = page.split("\n## Alerts\n").nth(1).expect("no section `Alerts`").split("\n## ").next().unwrap();
+    let mut paragraphs = section.split("\n### ").skip(1).map(|paragraph| paragraph.split_once('\n').unwrap());
+    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+        let name = rule["alert"].as_str().unwrap();
+        let (heading, text) = paragraphs.next().unwrap_or_else(|| panic!("no paragraph for {name}"));
+        assert_eq!(heading, name);
+        assert!(text.trim().len() > 100, "{name}: what does it mean, and what is to be done?");
+        let runbook = format!("docs/operations.md#{}", name.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook"], runbook, "{name}");
+    }
+    assert_eq!(paragraphs.next(), None, "an alert that is not there");
+}
+
+#[test]
+fn alerts_and_dashboard_ask_only_for_what_is_measured() {
+    for file in ["alerts.yaml", "dashboard.json"] {
+        let text = of_daemonset(file);
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let asked: BTreeSet<&str> =
+            words.filter(|word| word.starts_with("larder_")).map(|word| word.trim_end_matches("_bucket")).collect();
+        assert!(asked.len() > 8, "{file}: {asked:?}");
+        for name in asked {
+            assert!(METRICS.iter().any(|metric| metric.name == name), "{file} asks for {name}");
+        }
+    }
+}
+
 #[test]
 fn reliability_md_names_tests_that_are_there() {
     fn sources(dir: &Path, all: &mut String) {

@@ -4,7 +4,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
@@ -212,6 +212,15 @@ impl Disk {
         // Pods enter it on their way to `public/`, whatever the umask says.
         let made = made.and_then(|()| fs::set_permissions(root, Permissions::from_mode(0o755)));
         made.map_err(|e| failed("create", root, e))
+    }
+
+    /// Gives the root to a user and a group, if it is not theirs.
+    pub(super) fn give_root(root: &Path, user: u32, group: u32) -> Result<(), Error> {
+        let found = fs::metadata(root).map_err(|e| failed("look at", root, e))?;
+        if (found.uid(), found.gid()) == (user, group) {
+            return Ok(());
+        }
+        chown(root, Some(user), Some(group)).map_err(|e| failed("give away", root, e))
     }
 
     /// Takes the lock of the volume and writes our process id into it.

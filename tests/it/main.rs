@@ -1,9 +1,11 @@
 //! What larder promises, tested through its doors and against real peers.
 
+mod alerts;
 mod api;
 mod bench;
 mod cli;
 mod daemon;
+mod daemonset;
 mod evict;
 mod fd_daemon;
 mod fd_door;
@@ -12,6 +14,8 @@ mod hostile;
 mod hostile_reader;
 mod hub_protocol;
 mod init;
+mod pods;
+mod prepare;
 mod pull;
 mod readers_page;
 mod real;

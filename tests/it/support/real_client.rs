@@ -120,3 +120,18 @@ fn tree(dir: &Path) -> Vec<(PathBuf, u64)> {
     all.sort();
     all
 }
+
+/// That Python, and the directories a container needs of this machine to run it.
+pub(crate) fn python_places() -> Option<(PathBuf, Vec<PathBuf>)> {
+    const FIND: &str = "import sys; print(sys.executable, sys.prefix, sys.base_prefix, sep='\\n')";
+    let found = run(python()?.args(["-c", FIND])).ok()?;
+    let mut found = found.lines().map(PathBuf::from);
+    let program = found.next()?;
+    let mut places: Vec<PathBuf> = ["/usr", "/lib", "/lib64"].map(PathBuf::from).into();
+    for place in found.filter(|place| !place.starts_with("/usr/") && place != Path::new("/usr")) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    Some((program, places))
+}
