@@ -3,6 +3,7 @@
 //! Every door (HTTP, the command line) is a translation to the methods of [`Cache`]. Methods that are not `async` and
 //! touch the disk say so: a door calls them on a blocking thread.
 
+mod caching;
 mod details;
 mod evict;
 mod job;
@@ -10,6 +11,7 @@ mod lease;
 mod ledger;
 mod limits;
 mod manifests;
+mod memory;
 mod models;
 mod open;
 mod pin;

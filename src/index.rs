@@ -13,6 +13,7 @@ use std::num::ParseIntError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,14 +32,14 @@ const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Memory sled may use. Its own default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
 
-const FLUSH_EVERY_MS: u64 = 500;
-
 /// Claims, recency and stamps. Every call may block on the disk, but for what is said and asked of uses.
 pub struct Index {
     dir: PathBuf,
     rebuilt: bool,
     /// `None` where the disk takes no index: then nothing is known but what this process was told, and that only of uses.
     sled: Option<Sled>,
+    /// Whether something was written since the last flush.
+    is_dirty: AtomicBool,
     uses: Mutex<Uses>,
 }
 
@@ -94,7 +95,7 @@ impl Index {
         };
         let read = || sled.as_ref().map(|sled| sled.uses()).unwrap_or_default();
         let uses = Mutex::new(catch_unwind(AssertUnwindSafe(read)).unwrap_or_default());
-        Index { dir: dir.to_owned(), rebuilt, sled, uses }
+        Index { dir: dir.to_owned(), rebuilt, sled, is_dirty: AtomicBool::new(true), uses }
     }
 
     /// Whether an index was there and had to be given up.
@@ -216,25 +217,18 @@ impl Index {
         })
     }
 
-    /// Writes the uses and makes the index durable.
+    /// Writes the uses and makes the index durable; touches the disk only if there is something new. What comes between two
+    /// calls can be lost, and is then found out again by a look at the disk.
     pub fn flush(&self) -> Result<(), Error> {
         let changed: Vec<(ModelId, LastUse)> = {
             let uses = self.uses();
             uses.changed.iter().filter_map(|id| Some((*id, *uses.last.get(id)?))).collect()
         };
-        self.writing(|sled| {
-            let mut batch = sled::Batch::default();
-            for (id, last) in &changed {
-                let key = id.to_string();
-                batch.insert(key.as_str(), seal(key.as_bytes(), &last.to_string()));
-            }
-            sled.recency.apply_batch(batch)?;
-            sled.db.flush()?;
-            Ok(())
-        })?;
-        // sled's own flush leaves the size of its file to the kernel's next write-back.
-        let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
-        synced.map_err(|e| Error { dir: self.dir.clone(), why: e.to_string() })?;
+        // Taken before it is made durable: what is written meanwhile is for the next time.
+        if !self.is_dirty.swap(false, Ordering::AcqRel) && changed.is_empty() {
+            return Ok(());
+        }
+        self.flush_all(&changed).inspect_err(|_| self.is_dirty.store(true, Ordering::Release))?;
         // Uses that came meanwhile stay for the next time.
         let mut uses = self.uses();
         for (id, last) in changed {
@@ -245,6 +239,22 @@ impl Index {
         Ok(())
     }
 
+    fn flush_all(&self, changed: &[(ModelId, LastUse)]) -> Result<(), Error> {
+        self.change(|sled| {
+            let mut batch = sled::Batch::default();
+            for (id, last) in changed {
+                let key = id.to_string();
+                batch.insert(key.as_str(), seal(key.as_bytes(), &last.to_string()));
+            }
+            sled.recency.apply_batch(batch)?;
+            sled.db.flush()?;
+            Ok(())
+        })?;
+        // sled's own flush leaves the size of its file to the kernel's next write-back.
+        let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
+        synced.map_err(|e| Error { dir: self.dir.clone(), why: e.to_string() })
+    }
+
     fn uses(&self) -> MutexGuard<'_, Uses> {
         // A panic between two changes of it loses recency of one model at most.
         self.uses.lock().unwrap_or_else(|held| held.into_inner())
@@ -252,6 +262,13 @@ impl Index {
 
     /// sled panics on some damage instead of telling.
     fn writing(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
+        // Afterwards, so that a flush that is under way does not count it as made durable.
+        let changed = self.change(change);
+        self.is_dirty.store(true, Ordering::Release);
+        changed
+    }
+
+    fn change(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
         let failed = |why| Err(Error { dir: self.dir.clone(), why });
         let Some(sled) = &self.sled else { return failed("there is none: it could not be made at the start".into()) };
         match catch_unwind(AssertUnwindSafe(|| change(sled))) {
@@ -400,7 +417,7 @@ fn open_guarded(dir: &Path, limit: Duration) -> Result<Sled, String> {
 
 fn open_and_read(dir: &Path) -> Result<Sled, String> {
     remove_torn_snapshots(dir).map_err(|e| e.to_string())?;
-    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS));
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     let deadline = Instant::now() + LOCK_LIMIT;
     let db = loop {
         match config.open() {

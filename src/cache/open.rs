@@ -78,16 +78,16 @@ impl Cache {
         Ok(open)
     }
 
-    /// The same where that is a matter of microseconds, and waits for nothing: the manifest is in memory, nobody touched
-    /// the model, and no lease is to be written down. `None`: ask [`Cache::open_files`], which also tells what is wrong.
+    /// The same with descriptors, where that is a matter of microseconds, and waits for nothing: the manifest is in memory,
+    /// nobody touched the model, and no lease is to be written down. `None`: ask [`Cache::open_files`], which also tells what is wrong.
     pub fn open_files_at_once(&self, asked: &OpenFiles, process: &str) -> Option<OpenModel> {
-        if asked.lease.is_some() {
+        if asked.lease.is_some() || !asked.descriptors {
             return None;
         }
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude).ok()?;
         let (record, lease) = self.lease_if_here(&reference, asked.version.as_deref(), process)?;
         let manifest = self.0.manifests.get(record.manifest)?;
-        if manifest.files().len() > MAX_FILES_AT_ONCE || !self.is_as_left(&record, &manifest).ok()? {
+        if manifest.files().len() > MAX_FILES_AT_ONCE || !self.looks_as_left(&record, &manifest).ok()? {
             return None;
         }
         let model = self.used(&reference, &record);

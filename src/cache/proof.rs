@@ -191,8 +191,17 @@ impl Cache {
 
     /// Whether nobody touched it since it was last known to be right: a look at its names, and nothing is read but the
     /// Hub's ref.
-    pub(super) fn is_as_left(&self, record: &Record, manifest: &Manifest) -> Result<bool, Error> {
-        if self.0.ledger.lacking(record.id()).is_some() || !self.0.volume.is_laid_out(&record.snapshot, manifest)? {
+    fn is_as_left(&self, record: &Record, manifest: &Manifest) -> Result<bool, Error> {
+        Ok(self.0.volume.is_laid_out(&record.snapshot, manifest)? && self.is_named_as_left(record)?)
+    }
+
+    /// The same without opening its files: for who then gets descriptors, of which each is proven by itself.
+    pub(super) fn looks_as_left(&self, record: &Record, manifest: &Manifest) -> Result<bool, Error> {
+        Ok(self.0.volume.looks_laid_out(&record.snapshot, manifest)? && self.is_named_as_left(record)?)
+    }
+
+    fn is_named_as_left(&self, record: &Record) -> Result<bool, Error> {
+        if self.0.ledger.lacking(record.id()).is_some() {
             return Ok(false);
         }
         match record.reference.location() {

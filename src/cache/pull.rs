@@ -11,9 +11,11 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
+use super::caching::Caching;
 use super::evict::Cause;
 use super::job::JobHandle;
 use super::ledger::{Hold, NoRoom, Reservation};
+use super::memory::Memory;
 use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
 use crate::fault::{Code, Diagnose, Problem};
@@ -283,6 +285,8 @@ impl Cache {
                 if pull.warm.load(Ordering::SeqCst) {
                     self.warm_in_background(&pull.reference, &done.record.version);
                 }
+                // Nobody waits for it: a crash before it is done costs a hash of the model at its next open.
+                let _ = self.blocking(|cache| Ok(cache.flush())).await;
             }
             Err(error) => pull.progress.ended(&Problem::of(&error)),
         }
@@ -333,8 +337,11 @@ impl Cache {
         if let Some(outcome) = self.confirm_unchanged(pull, &listing).await? {
             return Ok(outcome);
         }
+        let caching = Caching::of(listing.total_bytes(), &Memory::of_this_process());
+        tracing::debug!(pull = pull.id, ?caching, "fetching");
         let transfer = Transfer {
             source,
+            caching,
             policy,
             on_wait,
             budget: self.0.budget.clone(),

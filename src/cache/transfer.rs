@@ -8,12 +8,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
+use bytes::Bytes;
 use futures::StreamExt;
+use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::caching::Caching;
 use crate::model::{Claim, ListedFile};
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
@@ -35,7 +38,7 @@ pub(super) struct Budget {
     pieces: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     files: Arc<Semaphore>,
-    buffers: Mutex<Vec<Vec<u8>>>,
+    buffers: Mutex<Vec<MmapMut>>,
     range_bytes: u64,
 }
 
@@ -66,17 +69,38 @@ impl Budget {
 
     fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, share: Option<Arc<OwnedSemaphorePermit>>) -> Piece {
         let reused = self.buffers.lock().expect("no panic while the buffers are held").pop();
-        let bytes = reused.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES));
-        Piece { bytes, budget: self.clone(), _permit: permit, _share: share }
+        let buffer = reused.unwrap_or_else(|| MmapMut::map_anon(PIECE_BYTES).expect("there is memory for a piece"));
+        Piece { buffer: Some(buffer), length: 0, budget: self.clone(), _permit: permit, _share: share }
     }
 }
 
-/// Some bytes on their way, and the part of the budget they use.
+/// Some bytes on their way, and the part of the budget they use. The buffer is a map of its own: so it begins at a page, as
+/// writes past the page cache need it, and what is given back goes to the system and not to a heap that keeps it.
 struct Piece {
-    bytes: Vec<u8>,
+    /// Until it is dropped.
+    buffer: Option<MmapMut>,
+    length: usize,
     budget: Arc<Budget>,
     _permit: OwnedSemaphorePermit,
     _share: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer.as_ref().expect("the piece is not dropped yet")[..self.length]
+    }
+
+    fn is_full(&self) -> bool {
+        self.length == PIECE_BYTES
+    }
+
+    /// Takes from the front of `chunk` what still fits.
+    fn take(&mut self, chunk: &mut Bytes) {
+        let taken = chunk.split_to(chunk.len().min(PIECE_BYTES - self.length));
+        let buffer = self.buffer.as_mut().expect("the piece is not dropped yet");
+        buffer[self.length..][..taken.len()].copy_from_slice(&taken);
+        self.length += taken.len();
+    }
 }
 
 /// The pieces that a range may fill.
@@ -102,9 +126,8 @@ impl Share {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        self.budget.buffers.lock().expect("no panic while the buffers are held").push(bytes);
+        let buffer = self.buffer.take();
+        self.budget.buffers.lock().expect("no panic while the buffers are held").extend(buffer);
     }
 }
 
@@ -144,6 +167,7 @@ pub(super) struct Transfer {
     pub(super) policy: RetryPolicy,
     pub(super) on_wait: OnWait,
     pub(super) budget: Arc<Budget>,
+    pub(super) caching: Caching,
     pub(super) tally: Arc<Tally>,
     pub(super) cancelled: CancellationToken,
     /// Held for reading while a blob is committed, for writing while blobs are unlinked.
@@ -165,9 +189,10 @@ impl Transfer {
         let start = ingest.len();
         self.tally.done.fetch_add(start, Ordering::Relaxed);
         let (ranges_in, ranges_out) = mpsc::channel(MAX_RANGES_IN_FLIGHT);
-        let (tally, commits, size) = (self.tally.clone(), self.commits.clone(), file.size);
-        let mut writer =
-            tokio::task::spawn_blocking(move || write_in_order(ingest, size, ranges_out, &tally, &commits, adopt));
+        let (tally, commits, size, caching) = (self.tally.clone(), self.commits.clone(), file.size, self.caching);
+        let mut writer = tokio::task::spawn_blocking(move || {
+            write_in_order(ingest, size, caching, ranges_out, &tally, &commits, adopt)
+        });
 
         let (marked, budget) = (is_marked(file), &self.budget);
         let mut readers = JoinSet::new();
@@ -233,9 +258,8 @@ impl Transfer {
                     piece = Some(share.piece(&self.budget).await);
                 }
                 let Some(current) = &mut piece else { break };
-                let take = chunk.len().min(PIECE_BYTES - current.bytes.len());
-                current.bytes.extend_from_slice(&chunk.split_to(take));
-                if current.bytes.len() == PIECE_BYTES
+                current.take(&mut chunk);
+                if current.is_full()
                     && let Some(full) = piece.take()
                     && pieces.send(Ok(full)).is_err()
                 {
@@ -256,17 +280,21 @@ type Pieces = mpsc::UnboundedReceiver<Result<Piece, source::Error>>;
 fn write_in_order(
     mut ingest: Ingest,
     size: u64,
+    caching: Caching,
     mut ranges: mpsc::Receiver<(Range<u64>, Pieces)>,
     tally: &Tally,
     commits: &RwLock<()>,
     adopt: impl FnOnce(Blob),
 ) -> Result<Blob, Error> {
+    if caching == Caching::Bypass {
+        ingest.bypass_page_cache()?;
+    }
     while let Some((range, mut pieces)) = ranges.blocking_recv() {
         while let Some(piece) = pieces.blocking_recv() {
             match piece {
                 Ok(piece) => {
-                    ingest.write(&piece.bytes)?;
-                    tally.done.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
+                    ingest.write(piece.bytes())?;
+                    tally.done.fetch_add(piece.length as u64, Ordering::Relaxed);
                 }
                 Err(error) => {
                     tally.done.fetch_sub(ingest.len(), Ordering::Relaxed);

@@ -4,7 +4,6 @@
 //! on some nodes and as fast on others, and it can neither be bounded nor taken back. What is resident is never assumed but
 //! asked for afterwards. One warm-up reads at a time, and none is waited for by an open or a pull.
 
-mod memory;
 mod reading;
 mod resident;
 
@@ -18,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::job::JobHandle;
 use super::lease::Lease;
+use super::memory::{Bound, Limit, Memory};
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::Problem;
 use crate::model::{Bytes, ModelId, ModelRef, Record};
 use crate::telemetry::metrics::WarmOutcome;
 use crate::wire::http::{Detail, ProblemBody, WarmPhase, WarmStatus};
 use crate::wire::residency::Method;
-use memory::{Bound, Limit, Memory};
 use reading::{Ended, Reading, Tally};
 use resident::{LastResidency, blobs_of, percent, total_of};
 

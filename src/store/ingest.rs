@@ -35,6 +35,9 @@ const PREALLOCATE_ABOVE_BYTES: u64 = 1 << 20;
 /// Longest line of a log that is read. A header names a file of at most 1,024 bytes; JSON may escape each as six.
 const MAX_LINE_BYTES: u64 = 64 << 10;
 
+/// What writes past the page cache are aligned to, in bytes: the largest logical block that disks have.
+const DIRECT_ALIGNMENT: u64 = 4096;
+
 const HEADER_NAME: &str = "larder-ingest 1 ";
 
 /// What an ingest is of.
@@ -68,6 +71,8 @@ pub struct Ingest {
     part_path: PathBuf,
     /// Locked: one writer at a time.
     part: LockedFile,
+    /// The same file, for writes past the page cache.
+    direct: Option<File>,
     log_path: PathBuf,
     log: File,
     log_length: u64,
@@ -275,6 +280,7 @@ impl Volume {
             key: key.clone(),
             part_path,
             part,
+            direct: None,
             log_path,
             log,
             log_length: prefix.log_length,
@@ -366,10 +372,30 @@ impl Ingest {
         if length > self.key.size {
             return Err(Error::Length { what: self.key.what.clone(), claimed: self.key.size, found: length });
         }
-        self.disk.write_at(&self.part, &self.part_path, bytes, self.length)?;
+        self.put(bytes)?;
         self.digester.as_mut().expect("an ingest that is written has not ended").update(bytes);
         self.length = length;
         if self.length - self.noted >= CHECKPOINT_BYTES { self.note_position() } else { Ok(()) }
+    }
+
+    /// From now on bytes go to the disk past the page cache, where they are aligned to it: [`Ingest::write`] is given whole
+    /// pieces. They take a third less of the processor, and no memory from those who read; who reads them first waits
+    /// for the disk.
+    pub fn bypass_page_cache(&mut self) -> Result<(), Error> {
+        self.direct = self.disk.open_direct(&self.part_path)?;
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let is_aligned = |number: u64| number.is_multiple_of(DIRECT_ALIGNMENT);
+        let can_bypass = is_aligned(bytes.as_ptr() as u64) && is_aligned(bytes.len() as u64) && is_aligned(self.length);
+        if let Some(direct) = self.direct.as_ref().filter(|_| can_bypass) {
+            if self.disk.write_direct_at(direct, &self.part_path, bytes, self.length)? {
+                return Ok(());
+            }
+            self.direct = None;
+        }
+        self.disk.write_at(&self.part, &self.part_path, bytes, self.length)
     }
 
     fn note_position(&mut self) -> Result<(), Error> {
@@ -519,6 +545,33 @@ pub(super) mod tests {
     }
 
     const MIB: usize = CHECKPOINT_BYTES as usize;
+
+    #[test]
+    fn bytes_that_go_past_the_page_cache_are_the_same_however_they_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let bytes = noise(5 * MIB + 7);
+        let mut page = memmap2::MmapMut::map_anon(MIB).unwrap();
+        let mut at = 0;
+        // A whole piece, one from which the rest is not aligned, one that is aligned again, the end.
+        for (round, length) in [MIB, 4096, 10_000, MIB - 10_000 - 4096, 2 * MIB, MIB + 7].into_iter().enumerate() {
+            let mut ingest = started(&volume, &key(&bytes));
+            assert_eq!(ingest.len() as usize, at, "it is resumed where it was paused");
+            ingest.bypass_page_cache().unwrap();
+            for piece in bytes[at..at + length].chunks(MIB) {
+                page[..piece.len()].copy_from_slice(piece);
+                ingest.write(&page[..piece.len()]).unwrap();
+            }
+            at += length;
+            if round < 5 {
+                ingest.pause().unwrap();
+            } else {
+                let blob = ingest.commit().unwrap();
+                assert_eq!(fs::read(volume.blob_path(blob.digest)).unwrap(), bytes);
+            }
+        }
+        assert_eq!(at, bytes.len());
+    }
 
     #[test]
     fn a_committed_blob_is_whole_read_only_and_found_again() {

@@ -359,6 +359,28 @@ impl Disk {
         file.write_all_at(bytes, offset).map_err(|e| failed("write", path, e))
     }
 
+    /// Opens a file that is there once more, for writes that go past the page cache: at offsets, from addresses and of
+    /// lengths that are multiples of the logical block. `None`: this file system has no such writes.
+    pub(super) fn open_direct(&self, path: &Path) -> Result<Option<File>, Error> {
+        let _call = self.begin()?;
+        let flags = (OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        match OpenOptions::new().write(true).custom_flags(flags.cast_signed()).open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(None),
+            Err(e) => Err(failed("open", path, e)),
+        }
+    }
+
+    /// The same as [`Disk::write_at`] for such a file; `false`: the device wants another alignment, and nothing is written.
+    pub(super) fn write_direct_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<bool, Error> {
+        let _call = self.begin()?;
+        match file.write_all_at(bytes, offset) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(false),
+            Err(e) => Err(failed("write", path, e)),
+        }
+    }
+
     /// Sets the length, and gives back what was preallocated beyond it.
     pub(super) fn set_len(&self, file: &File, path: &Path, length: u64) -> Result<(), Error> {
         let _call = self.begin()?;

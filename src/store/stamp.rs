@@ -5,7 +5,7 @@
 //! hashed again before it is handed out ([`Volume::prove`]).
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -81,15 +81,8 @@ impl Stamps {
     /// How the inode of a file looks now.
     pub(super) fn of(&self, file: &File, path: &Path) -> Result<Stamp, Error> {
         let cannot = |source| Error::Disk { verb: "look at", path: path.to_owned(), source };
-        let found = file.metadata().map_err(cannot)?;
-        let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        Ok(Stamp {
-            inode: found.ino(),
-            size: found.len(),
-            mtime_ns: ns(found.mtime(), found.mtime_nsec()),
-            ctime_ns: ns(found.ctime(), found.ctime_nsec()),
-            place: if self.with_place { place_of(file).map_err(cannot)? } else { 0 },
-        })
+        let place = if self.with_place { place_of(file).map_err(cannot)? } else { 0 };
+        Ok(stamp_of(&file.metadata().map_err(cannot)?, place))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -109,6 +102,14 @@ impl Stamps {
             Some(false) => Ok(self.settled().stamps.look(digest, file, path)? == Some(true)),
             known => Ok(known.unwrap_or(false)),
         }
+    }
+
+    /// Whether what has this name is the inode that is known to hold these bytes, and nobody wrote to it. Opens nothing, so
+    /// it does not see where the bytes are now.
+    pub(super) fn fits_but_for_place(&self, digest: Digest, path: &Path) -> Result<bool, Error> {
+        let Some(found) = look_at(path)?.filter(Metadata::is_file) else { return Ok(false) };
+        let known = self.get(found.ino());
+        Ok(known.is_some_and(|(of, known)| of == digest && known == stamp_of(&found, known.place)))
     }
 
     /// Whether what has this name is known to hold these bytes. What is no regular file holds none.
@@ -179,6 +180,17 @@ impl Settled<'_> {
             self.stamps.put(digest, stamp);
         }
         Ok(is_still)
+    }
+}
+
+fn stamp_of(found: &Metadata, place: u64) -> Stamp {
+    let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
+    Stamp {
+        inode: found.ino(),
+        size: found.len(),
+        mtime_ns: ns(found.mtime(), found.mtime_nsec()),
+        ctime_ns: ns(found.ctime(), found.ctime_nsec()),
+        place,
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{Advice, fadvise};
 use tokio_util::sync::CancellationToken;
 
-use super::memory::{Allowance, Bound};
 use crate::cache::Error;
+use crate::cache::memory::{Allowance, Bound};
 use crate::store::{self, Blob, Volume};
 use crate::wire::residency;
 

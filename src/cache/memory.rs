@@ -87,6 +87,12 @@ impl Memory {
         Memory { node, limits: limits(Path::new("/sys/fs/cgroup"), &groups, total_bytes) }
     }
 
+    /// That of a node without any limit.
+    #[cfg(test)]
+    pub(super) fn of_a_node(total_bytes: u64, available_bytes: u64) -> Memory {
+        Memory { node: Some(Node { total_bytes, available_bytes }), limits: Vec::new() }
+    }
+
     /// The tightest limit, if there is any.
     pub(super) fn limit(&self) -> Option<&Limit> {
         self.limits.iter().min_by_key(|limit| limit.bytes)
