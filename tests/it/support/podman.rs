@@ -58,6 +58,8 @@ pub(crate) fn can_run_pods() -> bool {
 /// A pod that runs, or has run. Gone with its owner.
 pub(crate) struct Pod {
     name: String,
+    /// ConfigMaps, which podman keeps as volumes of their names.
+    volumes: Vec<String>,
     dir: tempfile::TempDir,
 }
 
@@ -81,8 +83,21 @@ impl Pod {
                 }
             }
         });
-        let documents: Vec<String> = needs.iter().copied().chain([&pod]).map(Value::to_string).collect();
-        let played = Pod { name, dir: tempfile::tempdir().unwrap() };
+        let (mut documents, mut volumes) = (Vec::new(), Vec::new());
+        for &need in needs {
+            let own = format!("{}-{name}", need["metadata"]["name"].as_str().unwrap());
+            for volume in pod["spec"]["volumes"].as_array_mut().into_iter().flatten() {
+                if volume["configMap"]["name"] == need["metadata"]["name"] {
+                    volume["configMap"]["name"] = json!(own);
+                }
+            }
+            let mut need = need.clone();
+            need["metadata"]["name"] = json!(own);
+            documents.push(need.to_string());
+            volumes.push(own);
+        }
+        documents.push(pod.to_string());
+        let played = Pod { name, volumes, dir: tempfile::tempdir().unwrap() };
         let file = played.dir.path().join("pod.yaml");
         fs::write(&file, documents.join("\n---\n")).unwrap();
         let output = podman(&["kube", "play", "--network", "host"]).arg(&file).output().map_err(|e| e.to_string())?;
@@ -141,6 +156,7 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         let _ = podman(&["pod", "rm", "--force", "--time", "0", &self.name]).output();
+        let _ = podman(&["volume", "rm", "--force"]).args(&self.volumes).output();
     }
 }
 
