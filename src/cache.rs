@@ -4,6 +4,7 @@
 //! touch the disk say so: a door calls them on a blocking thread.
 
 mod caching;
+mod demand;
 mod details;
 mod evict;
 mod job;
@@ -38,6 +39,7 @@ use crate::store::{self, Volume};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
 
+use demand::Demand;
 use evict::Evictions;
 pub use job::{JobHandle, JobStatus};
 pub use lease::{Lease, NobodyKnows, PodDirectory};
@@ -102,6 +104,7 @@ struct Inner {
     scrubs: Scrubs,
     proofs: Proofs,
     budget: Arc<Budget>,
+    demand: Arc<Demand>,
     /// Serialises giving and taking names: publishing a model, removing one. Taken on blocking threads only.
     naming: Mutex<()>,
     /// Serialises leases and pins that are written down, so that the books and the disk change in the same order. Taken

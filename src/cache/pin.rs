@@ -58,7 +58,7 @@ impl Cache {
         for pinned in self.0.ledger.pins() {
             let current = self.0.ledger.current(&pinned.reference);
             if current.is_none_or(|record| self.0.ledger.lacking(record.id()).is_some())
-                && let Err(error) = self.pull(&pinned.reference)
+                && let Err(error) = self.pull_ahead(&pinned.reference)
             {
                 tracing::warn!(%error, reference = %pinned.reference, "a pinned model is not pulled");
             }

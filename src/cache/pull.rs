@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::caching::Caching;
+use super::demand::Urgency;
 use super::evict::Cause;
 use super::job::JobHandle;
 use super::ledger::{Hold, NoRoom, Reservation};
@@ -62,8 +63,18 @@ struct Pull {
     reference: ModelRef,
     progress: Progress,
     cancelled: CancellationToken,
+    urgency: Arc<Urgency>,
     /// Somebody wants it warmed when it is ready.
     warm: AtomicBool,
+}
+
+/// For whom a model is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Somebody waits for it.
+    BySomebody,
+    /// Somebody will want it.
+    Ahead,
 }
 
 impl Pull {
@@ -119,7 +130,14 @@ impl Pulls {
 impl Cache {
     /// Joins the pull of this reference, or starts one. Needs a tokio runtime; returns at once.
     pub fn pull(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
-        self.pull_as(None, reference)
+        self.hands()?;
+        let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
+        self.join_or_start(&mut pulls, None, reference, Asked::BySomebody)
+    }
+
+    /// The same for nobody who waits: it lets the pulls of those who do go first.
+    pub(super) fn pull_ahead(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
+        self.pull_ahead_as(None, reference)
     }
 
     /// The same, but `None` if it is local: a pull that has just ended is not followed by another one of those who waited
@@ -129,20 +147,29 @@ impl Cache {
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
         // A model has its name before its pull leaves the active ones.
         let local = !pulls.active.contains_key(&reference.to_string()) && self.0.ledger.current(reference).is_some();
-        if local { Ok(None) } else { self.join_or_start(&mut pulls, None, reference).map(Some) }
+        if local { Ok(None) } else { self.join_or_start(&mut pulls, None, reference, Asked::BySomebody).map(Some) }
     }
 
     /// A pull of a former process keeps its id, under which its intention is on the disk.
-    fn pull_as(&self, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
+    fn pull_ahead_as(&self, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
         self.hands()?;
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
-        self.join_or_start(&mut pulls, id, reference)
+        self.join_or_start(&mut pulls, id, reference, Asked::Ahead)
     }
 
-    fn join_or_start(&self, pulls: &mut Pulls, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
+    fn join_or_start(
+        &self,
+        pulls: &mut Pulls,
+        id: Option<String>,
+        reference: &ModelRef,
+        asked: Asked,
+    ) -> Result<PullHandle, Error> {
         let text = reference.to_string();
         if let Some(pull) = pulls.active.get(&text) {
             pull.progress.asked_again();
+            if asked == Asked::BySomebody {
+                pull.urgency.raise(&self.0.demand);
+            }
             return Ok(pull.handle());
         }
         if self.0.stop.is_cancelled() {
@@ -158,8 +185,12 @@ impl Cache {
             id,
             reference: reference.clone(),
             cancelled: self.0.stop.child_token(),
+            urgency: Arc::default(),
             warm: AtomicBool::new(false),
         });
+        if asked == Asked::BySomebody {
+            pull.urgency.raise(&self.0.demand);
+        }
         pulls.active.insert(text, pull.clone());
         let handle = pull.handle();
         let cache = self.clone();
@@ -214,7 +245,7 @@ impl Cache {
         };
         for pull in pending {
             tracing::info!(reference = %pull.reference, "resuming a pull of the former run");
-            match self.pull_as(Some(pull.id.clone()), &pull.reference) {
+            match self.pull_ahead_as(Some(pull.id.clone()), &pull.reference) {
                 // Somebody asked for it before us: that pull has its own intention.
                 Ok(handle) if handle.id != pull.id => {
                     if let Err(error) = self.0.volume.remove_note::<PendingPull>(&pull.id) {
@@ -238,6 +269,7 @@ impl Cache {
         });
         let mut result = self.make_local(&pull).await;
         ticker.abort();
+        pull.urgency.end();
 
         if self.0.stop.is_cancelled() && matches!(result, Err(Error::Cancelled)) {
             result = Err(Error::Paused { reference: pull.reference.to_string() });
@@ -345,6 +377,8 @@ impl Cache {
             policy,
             on_wait,
             budget: self.0.budget.clone(),
+            demand: self.0.demand.clone(),
+            urgency: pull.urgency.clone(),
             tally: pull.progress.tally(),
             cancelled: pull.cancelled.child_token(),
             commits: self.0.commits.clone(),

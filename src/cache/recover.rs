@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Budget, Cache, CacheConfig, Error, Hands, Inner, Ledger};
+use super::{Budget, Cache, CacheConfig, Demand, Error, Hands, Inner, Ledger};
 use crate::index::Index;
 use crate::model::{Location, Record};
 use crate::source::Sources;
@@ -85,6 +85,7 @@ impl Cache {
             ledger: Ledger::default(),
             pulls: Default::default(),
             manifests: Default::default(),
+            demand: Demand::new(),
             warms: Default::default(),
             scrubs: Default::default(),
             proofs: Default::default(),

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::caching::Caching;
+use super::demand::{Demand, Turn, Urgency};
 use crate::model::{Claim, ListedFile};
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
@@ -167,6 +168,8 @@ pub(super) struct Transfer {
     pub(super) policy: RetryPolicy,
     pub(super) on_wait: OnWait,
     pub(super) budget: Arc<Budget>,
+    pub(super) demand: Arc<Demand>,
+    pub(super) urgency: Arc<Urgency>,
     pub(super) caching: Caching,
     pub(super) tally: Arc<Tally>,
     pub(super) cancelled: CancellationToken,
@@ -200,8 +203,12 @@ impl Transfer {
             while readers.try_join_next().is_some() {}
             let pieces = (range.end - range.start).min(budget.range_bytes).div_ceil(PIECE_BYTES as u64);
             let pieces = u32::try_from(pieces).expect("a range is at most 16 MiB");
-            let permits = tokio::select! {
-                permits = self.budget.pieces.clone().acquire_many_owned(pieces) => permits,
+            let turn = async {
+                let turn = self.demand.turn(&self.urgency).await;
+                (turn, self.budget.pieces.clone().acquire_many_owned(pieces).await)
+            };
+            let (turn, permits) = tokio::select! {
+                taken = turn => taken,
                 // The writer ends early only with an error: there is nobody left to read for.
                 ended = &mut writer => return ended.expect("the writer does not panic"),
                 () = self.cancelled.cancelled() => break,
@@ -215,7 +222,7 @@ impl Transfer {
                 true => Share::All(permits),
                 false => Share::Lent { pieces: Arc::new(Semaphore::new(pieces as usize)), share: Arc::new(permits) },
             };
-            readers.spawn(self.clone().read_range(file.clone(), range, share, pieces_in));
+            readers.spawn(self.clone().read_range(file.clone(), range, share, turn, pieces_in));
         }
         drop(ranges_in);
         tokio::select! {
@@ -232,6 +239,7 @@ impl Transfer {
         file: ListedFile,
         range: Range<u64>,
         mut share: Share,
+        _turn: Turn,
         pieces: mpsc::UnboundedSender<Result<Piece, source::Error>>,
     ) {
         let connection = self.budget.connections.clone().acquire_owned().await.expect("the budget is never closed");
