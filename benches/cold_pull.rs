@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
-use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
 use larder::model::{Bytes, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
@@ -144,6 +144,7 @@ async fn pull(origin: &str, root: &Path) -> Duration {
         in_kubernetes: false,
         pull_memory: Bytes(64 << 20),
         pull_connections: 16,
+        page_cache: PageCache::Auto,
         stall_timeout: Duration::from_secs(30),
         retry_attempts: 0,
         warm_on_open: false,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
 use larder::model::{Bytes, ModelRef, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::telemetry::Metrics;
@@ -111,6 +111,7 @@ async fn local(root: &Path, reference: &ModelRef) -> Cache {
         in_kubernetes: false,
         pull_memory: Bytes(64 << 20),
         pull_connections: 16,
+        page_cache: PageCache::Auto,
         stall_timeout: Duration::from_secs(30),
         retry_attempts: 0,
         warm_on_open: false,

@@ -39,6 +39,7 @@ use crate::store::{self, Volume};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
 
+pub use caching::PageCache;
 use demand::Demand;
 use evict::Evictions;
 pub use job::{JobHandle, JobStatus};
@@ -74,6 +75,8 @@ pub struct CacheConfig {
     pub pull_memory: Bytes,
     /// Most range requests under way, all pulls together.
     pub pull_connections: usize,
+    /// What becomes of the page cache when a pull writes.
+    pub page_cache: PageCache,
     /// Longest time without a byte, before a stream is dropped and resumed.
     pub stall_timeout: Duration,
     /// Failures of one range in a row, without a byte of progress, before a pull fails.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use toml::de::{DeTable, DeValue};
 
-use crate::cache::{CacheConfig, Limits, MinFree};
+use crate::cache::{CacheConfig, Limits, MinFree, PageCache};
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, ModelRef};
 use crate::telemetry::LogFormat;
@@ -61,6 +61,8 @@ pub struct PullConfig {
     pub memory: Bytes,
     /// Most requests for bytes under way.
     pub connections: u32,
+    /// What becomes of the page cache.
+    pub page_cache: PageCache,
     /// Longest time without a byte.
     pub stall_timeout: Duration,
     /// Failures in a row, without a byte of progress.
@@ -284,6 +286,7 @@ impl Config {
             in_kubernetes: self.in_kubernetes,
             pull_memory: self.pull.memory,
             pull_connections: self.pull.connections as usize,
+            page_cache: self.pull.page_cache,
             stall_timeout: self.pull.stall_timeout,
             // The first attempt is not a retry.
             retry_attempts: self.pull.retries + 1,
@@ -301,6 +304,7 @@ impl Config {
             in_kubernetes: false,
             pull: PullConfig {
                 memory: Bytes(0),
+                page_cache: PageCache::Auto,
                 connections: 0,
                 stall_timeout: Duration::ZERO,
                 retries: 0,

@@ -369,7 +369,7 @@ impl Cache {
         if let Some(outcome) = self.confirm_unchanged(pull, &listing).await? {
             return Ok(outcome);
         }
-        let caching = Caching::of(listing.total_bytes(), &Memory::of_this_process());
+        let caching = Caching::of(self.0.config.page_cache, listing.total_bytes(), &Memory::of_this_process());
         tracing::debug!(pull = pull.id, ?caching, "fetching");
         let transfer = Transfer {
             source,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::Config;
-use crate::cache::MinFree;
+use crate::cache::{MinFree, PageCache};
 use crate::model::{Bytes, ModelRef, Share};
 use crate::telemetry::LogFormat;
 
@@ -94,6 +94,8 @@ pub(super) enum Slot {
     /// A list; in a text, blanks separate its members.
     References(fn(&mut Config) -> &mut Vec<ModelRef>),
     Format(fn(&mut Config) -> &mut LogFormat),
+    /// `auto`, `keep`, `bypass`.
+    PageCache(fn(&mut Config) -> &mut PageCache),
     Filter(fn(&mut Config) -> &mut String),
 }
 
@@ -159,6 +161,16 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::Text("16"),
         doc: "Most requests for bytes under way, all pulls together.",
         slot: Slot::Count(|c| &mut c.pull.connections, 1..=256),
+    },
+    Setting {
+        key: "pull.page_cache",
+        env: "LARDER_PULL_PAGE_CACHE",
+        flag: None,
+        default: Fallback::Text("auto"),
+        doc: "Whether a model that is pulled stays in memory for who loads it first: `keep`; or goes past it to the disk, \
+              which is the faster and cheaper way to pull: `bypass`. `auto` keeps a model that takes at most half of the \
+              memory that is available.",
+        slot: Slot::PageCache(|c| &mut c.pull.page_cache),
     },
     Setting {
         key: "pull.stall_timeout",
@@ -297,6 +309,7 @@ impl Setting {
                 )
             }
             Slot::Format(_) => "`auto`, `text` or `json`".to_owned(),
+            Slot::PageCache(_) => "`auto`, `keep` or `bypass`".to_owned(),
             Slot::Filter(_) => "a filter as in `RUST_LOG`".to_owned(),
         }
     }
@@ -382,6 +395,14 @@ impl Setting {
                     "auto" => LogFormat::Auto,
                     "text" => LogFormat::Text,
                     "json" => LogFormat::Json,
+                    _ => return Err(refuse()),
+                }
+            }
+            Slot::PageCache(at) => {
+                *at(config) = match text {
+                    "auto" => PageCache::Auto,
+                    "keep" => PageCache::Keep,
+                    "bypass" => PageCache::Bypass,
                     _ => return Err(refuse()),
                 }
             }

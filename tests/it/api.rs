@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
 use larder::client::Client;
 use larder::fault::Code;
 use larder::model::{Bytes, Share};
@@ -44,6 +44,7 @@ impl Node {
             in_kubernetes: false,
             pull_memory: Bytes(16 << 20),
             pull_connections: 4,
+            page_cache: PageCache::Auto,
             stall_timeout: Duration::from_secs(30),
             retry_attempts: 2,
             warm_on_open: false,

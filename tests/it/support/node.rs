@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
 use larder::fault::{Code, Diagnose};
 use larder::model::{Bytes, Digest, ModelRef, Share};
 use larder::source::{Environment, SourceConfig, Sources};
@@ -43,6 +43,7 @@ impl TestNode {
             in_kubernetes: false,
             pull_memory: Bytes(8 << 20),
             pull_connections: 4,
+            page_cache: PageCache::Auto,
             stall_timeout: TIMEOUT,
             retry_attempts: 5,
             warm_on_open: false,
