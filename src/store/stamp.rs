@@ -130,6 +130,16 @@ impl Stamps {
         Ok(self.get(now.inode).map(|(of, known)| of == digest && known == now))
     }
 
+    /// A blob was hashed and is right; `false` if it is another inode by now.
+    fn put_if_still(&self, digest: Digest, path: &Path, stamp: Stamp) -> Result<bool, Error> {
+        let _settled = self.settled();
+        let is_still = look_at(path)?.is_some_and(|found| found.ino() == stamp.inode);
+        if is_still {
+            self.put(digest, stamp);
+        }
+        Ok(is_still)
+    }
+
     pub(super) fn put(&self, digest: Digest, stamp: Stamp) {
         let mut known = self.known();
         if known.by_inode.insert(stamp.inode, (digest, stamp)) != Some((digest, stamp)) {
@@ -171,15 +181,6 @@ impl Settled<'_> {
             self.stamps.forget(former.ino());
         }
         Ok(())
-    }
-
-    /// A blob was hashed and is right; `false` if it is another inode by now.
-    fn put_if_still(&self, digest: Digest, path: &Path, stamp: Stamp) -> Result<bool, Error> {
-        let is_still = look_at(path)?.is_some_and(|found| found.ino() == stamp.inode);
-        if is_still {
-            self.stamps.put(digest, stamp);
-        }
-        Ok(is_still)
     }
 }
 
@@ -335,12 +336,9 @@ impl Volume {
         let is_in_place = known.is_none_or(|known| known.place == after.place);
         let is_ours = found.mode() & 0o7777 == BLOB_MODE && found.uid() == rustix::process::geteuid().as_raw();
         if is_in_place && is_ours && has_no_attributes(&file) && lease.is_some_and(|lease| lease.holds()) {
-            return match self.stamps.settled().put_if_still(digest, &path, after)? {
-                true => Ok(Proof::Right),
-                // An ingest of the same bytes has put its own in its place meanwhile.
-                false if self.is_proven(digest)? => Ok(Proof::Right),
-                false => Err(Error::Unproven { path }),
-            };
+            // If not, an ingest of the same bytes has put its own in its place meanwhile.
+            let is_right = self.stamps.put_if_still(digest, &path, after)? || self.is_proven(digest)?;
+            return if is_right { Ok(Proof::Right) } else { Err(Error::Unproven { path }) };
         }
         match self.renew(digest, size) {
             Err(Error::Corrupt { .. }) => Ok(Proof::Wrong { inode: before.inode }),
@@ -609,7 +607,7 @@ mod tests {
         stamps.put(shared.digest, proven);
         stamps.settled().replace(&path, || shared.volume.disk.rename(&part, &path)).unwrap();
         assert!(!stamps.fits_at(shared.digest, &shared.link).unwrap(), "its snapshot is laid out again");
-        assert!(!stamps.settled().put_if_still(shared.digest, &path, proven).unwrap());
+        assert!(!stamps.put_if_still(shared.digest, &path, proven).unwrap());
         assert!(!stamps.fits_at(shared.digest, &shared.link).unwrap());
     }
 }
