@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use larder::cli::{self, Cli};
 
-/// glibc keeps what its threads have freed: after a pull a daemon would hold the memory of its busiest moment for ever.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli::run(&cli) {
