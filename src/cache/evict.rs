@@ -102,7 +102,7 @@ impl Cache {
     pub(super) fn make_room(&self, want_bytes: u64, cause: &Cause) -> Result<Made, Error> {
         self.hands()?;
         let _turn = self.0.evictions.turn.lock().expect("no panic while an eviction is under way");
-        self.make_removable()?;
+        self.spend_reserve()?;
         let made = self.make_room_in_turn(want_bytes, cause);
         self.keep_reserve();
         made
@@ -341,10 +341,13 @@ impl Cache {
         }
     }
 
-    /// Before something is taken away: that writes a little, which a full disk refuses. Blocking.
-    pub(super) fn make_removable(&self) -> Result<(), Error> {
+    /// Before something is taken away, or a directory of links laid out: that writes a little, which a full disk refuses.
+    /// Blocking.
+    pub(super) fn spend_reserve(&self) -> Result<(), Error> {
         if self.0.volume.spend_reserve()? {
-            tracing::warn!("the disk is full: its reserve is given back, so that models can be evicted or removed");
+            tracing::warn!(
+                "the disk is full: its reserve is given back, so that models can be opened, evicted or removed"
+            );
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ impl Cache {
     /// Removes a version by its id, or every version of a reference. Blocking.
     pub fn remove(&self, name: &str) -> Result<Removed, Error> {
         self.hands()?;
-        self.make_removable()?;
+        self.spend_reserve()?;
         let removed = self.remove_named(name);
         self.keep_reserve();
         removed

@@ -165,7 +165,9 @@ impl Cache {
             return Err(self.why_not_open(&record.reference));
         }
         if !self.0.volume.is_laid_out(&record.snapshot, manifest)? {
+            self.spend_reserve()?;
             self.0.volume.publish(&record.snapshot, manifest)?;
+            self.keep_reserve();
             self.0.metrics.snapshot_mended();
             tracing::warn!(
                 model = %record.id(), reference = %record.reference, snapshot = %record.snapshot,

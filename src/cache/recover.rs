@@ -24,7 +24,9 @@ impl Cache {
         let volume = Volume::open(&config.root)?;
         // On a full disk the index could not be opened, and nothing be taken away.
         if volume.spend_reserve()? {
-            tracing::warn!("the disk is full: its reserve is given back, so that models can be evicted or removed");
+            tracing::warn!(
+                "the disk is full: its reserve is given back, so that models can be opened, evicted or removed"
+            );
         }
         let index = Index::open(&volume.root().join(INDEX_DIRECTORY));
         if index.was_rebuilt() {

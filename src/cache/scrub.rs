@@ -37,8 +37,16 @@ pub(super) struct Scrubs(Mutex<Books>);
 #[derive(Default)]
 struct Books {
     active: Option<Arc<Scrub>>,
+    /// Newest first. One that gives way is here before it has stopped.
     ended: VecDeque<Arc<Scrub>>,
     started: u64,
+}
+
+impl Books {
+    fn put_away(&mut self, scrub: Arc<Scrub>) {
+        self.ended.push_front(scrub);
+        self.ended.truncate(MAX_ENDED_SCRUBS);
+    }
 }
 
 struct Scrub {
@@ -112,11 +120,12 @@ impl Cache {
         if self.0.stop.is_cancelled() {
             return Err(Error::Draining);
         }
-        if let Some(active) = &books.active {
-            if !active.in_background || in_background {
-                return Ok(active.handle());
-            }
+        if let Some(active) = books.active.take_if(|active| active.in_background && !in_background) {
             active.cancelled.cancel();
+            books.put_away(active);
+        }
+        if let Some(active) = &books.active {
+            return Ok(active.handle());
         }
         books.started += 1;
         let id = format!("s{:012x}-{:04x}", now_ms(), books.started & 0xffff);
@@ -163,9 +172,9 @@ impl Cache {
         // Out of the active ones first: who is told that it has ended may ask for the next one at once.
         {
             let mut books = self.0.scrubs.0.lock().expect("no panic while the passes are held");
-            books.active.take_if(|active| active.id == scrub.id);
-            books.ended.push_front(scrub.clone());
-            books.ended.truncate(MAX_ENDED_SCRUBS);
+            if let Some(scrub) = books.active.take_if(|active| active.id == scrub.id) {
+                books.put_away(scrub);
+            }
         }
         scrub.status.send_modify(|status| {
             status.ended_at = Some(rfc3339(now_ms()));
@@ -249,7 +258,7 @@ impl Cache {
 
     fn act_on(&self, scrub: &Scrub, blob: Blob, found: Scrubbed) -> Result<(), Error> {
         let (found, inode) = match found {
-            Scrubbed::Right | Scrubbed::Stopped => return Ok(()),
+            Scrubbed::Right | Scrubbed::Stopped | Scrubbed::Leased => return Ok(()),
             // Somebody has removed the model since the blobs were listed.
             Scrubbed::Missing if !self.0.ledger.is_here(blob.digest) => return Ok(()),
             Scrubbed::Missing => (Found::Missing, None),

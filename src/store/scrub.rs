@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::num::NonZero;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
@@ -38,6 +39,8 @@ pub enum Scrubbed {
     },
     /// There is no such blob.
     Missing,
+    /// It was not looked at: it is being evicted, or a process has a lease of the kernel on it.
+    Leased,
     /// The caller has had enough.
     Stopped,
 }
@@ -53,37 +56,55 @@ pub struct ScrubNote {
 
 impl Volume {
     /// Reads a blob from the disk and compares it with its name. `go_on` is told of each block's bytes before it is read, may
-    /// wait, and ends it by `false`. Nothing is changed, and nothing is locked meanwhile.
+    /// wait, and ends it by `false`. Nothing is changed, nothing is locked, and nothing is open while it waits: who has a blob
+    /// open keeps its model from being evicted.
     pub fn scrub_blob(&self, digest: Digest, size: u64, mut go_on: impl FnMut(u64) -> bool) -> Result<Scrubbed, Error> {
         let path = self.blob_path(digest);
-        let Some(file) = io::open_file(&path)? else { return Ok(Scrubbed::Missing) };
-        let found = file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source })?;
-        let inode = found.ino();
-        if found.len() != size {
-            return Ok(Scrubbed::Wrong { inode });
-        }
-        past_the_page_cache(&file);
-        let mut digester = Digester::new(None, size);
         let mut space = vec![0; SCRUB_BLOCK_BYTES + ALIGNMENT];
         let skipped = space.as_ptr().align_offset(ALIGNMENT);
         let block = &mut space[skipped..][..SCRUB_BLOCK_BYTES];
-        let mut at = 0;
-        while at < size {
-            if !go_on((size - at).min(SCRUB_BLOCK_BYTES as u64)) {
+        let (mut seen, mut at, mut digester) = (None, 0, Digester::new(None, size));
+        let mut takes_direct_reads = true;
+        let inode = loop {
+            if at < size && !go_on((size - at).min(SCRUB_BLOCK_BYTES as u64)) {
                 return Ok(Scrubbed::Stopped);
             }
+            let file = match io::open_file(&path) {
+                Ok(Some(file)) => file,
+                Ok(None) => return Ok(Scrubbed::Missing),
+                Err(Error::Leased { .. }) => return Ok(Scrubbed::Leased),
+                Err(error) => return Err(error),
+            };
+            let found =
+                file.metadata().map_err(|source| Error::Disk { verb: "look at", path: path.clone(), source })?;
+            let inode = found.ino();
+            if seen.replace(inode).is_some_and(|before| before != inode) {
+                // A copy, or the same bytes of another pull, have taken its place.
+                (at, digester) = (0, Digester::new(None, size));
+            }
+            if found.len() != size {
+                return Ok(Scrubbed::Wrong { inode });
+            }
+            if at == size {
+                break inode;
+            }
+            takes_direct_reads = takes_direct_reads && reads_directly(&file);
+            if !takes_direct_reads {
+                // What nobody has mapped goes from memory, and is read anew.
+                let _ = fadvise(&file, at, NonZero::new(block.len() as u64), Advice::DontNeed);
+            }
             match file.read_at(block, at) {
-                Ok(0) => break,
+                Ok(0) => break inode,
                 Ok(got) => {
                     digester.update(&block[..got]);
                     at += got as u64;
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // The file system takes no reads past the page cache after all.
-                Err(e) if e.kind() == ErrorKind::InvalidInput && through_the_page_cache(&file) => {}
+                Err(e) if e.kind() == ErrorKind::InvalidInput && takes_direct_reads => takes_direct_reads = false,
                 Err(e) => return Ok(Scrubbed::Unreadable { inode, why: e.to_string() }),
             }
-        }
+        };
         Ok(match digester.finish() {
             Verified::As(found) if found == digest => Scrubbed::Right,
             _ => Scrubbed::Wrong { inode },
@@ -111,23 +132,9 @@ impl Volume {
     }
 }
 
-/// From here on the disk itself is read, and what others keep in memory stays there.
-fn past_the_page_cache(file: &File) {
-    let direct = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT));
-    if direct.is_err() {
-        // What nobody has mapped goes, and is read anew.
-        let _ = fadvise(file, 0, None, Advice::DontNeed);
-    }
-}
-
-/// Whether it was not so before.
-fn through_the_page_cache(file: &File) -> bool {
-    let Ok(flags) = fcntl_getfl(file) else { return false };
-    let was_direct = flags.contains(OFlags::DIRECT) && fcntl_setfl(file, flags - OFlags::DIRECT).is_ok();
-    if was_direct {
-        let _ = fadvise(file, 0, None, Advice::DontNeed);
-    }
-    was_direct
+/// Has the disk itself be read from here on, so that what others keep in memory stays there; `false` if it cannot be.
+fn reads_directly(file: &File) -> bool {
+    fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT)).is_ok()
 }
 
 #[cfg(test)]
@@ -173,6 +180,46 @@ mod tests {
         assert_eq!(volume.scrub_blob(blob.digest, 5, |_| false).unwrap(), Scrubbed::Stopped);
         spoil(&volume.blob_path(blob.digest), b"more", 5);
         assert!(matches!(volume.scrub_blob(blob.digest, 5, |_| true).unwrap(), Scrubbed::Wrong { .. }));
+    }
+
+    #[test]
+    fn a_blob_is_not_held_between_its_blocks_and_may_go_or_be_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open(dir.path()).unwrap();
+        let bytes = vec![7; 2 * SCRUB_BLOCK_BYTES + 1];
+        let blob = stored(&volume, &bytes);
+        let path = volume.blob_path(blob.digest);
+        let scrub = |between: &dyn Fn()| {
+            let mut blocks = 0;
+            let found = volume.scrub_blob(blob.digest, blob.size, |_| {
+                blocks += 1;
+                assert!(!volume.is_open(blob.digest).unwrap());
+                if blocks == 2 {
+                    between();
+                }
+                true
+            });
+            (found.unwrap(), blocks)
+        };
+        assert_eq!(scrub(&|| ()), (Scrubbed::Right, 3));
+        let replace = || {
+            fs::write(dir.path().join("other"), &bytes).unwrap();
+            fs::rename(dir.path().join("other"), &path).unwrap();
+        };
+        assert_eq!(scrub(&replace), (Scrubbed::Right, 4), "it begins anew");
+        let lease = std::cell::RefCell::new(None);
+        let evict = || drop(lease.replace(Some(volume.holders_of(blob.digest).unwrap())));
+        let mut blocks = 0;
+        let found = volume.scrub_blob(blob.digest, blob.size, |_| {
+            blocks += 1;
+            if blocks == 2 {
+                evict();
+            }
+            true
+        });
+        assert_eq!(found.unwrap(), Scrubbed::Leased);
+        lease.take();
+        assert_eq!(scrub(&|| fs::remove_file(&path).unwrap()), (Scrubbed::Missing, 2));
     }
 
     #[test]

@@ -495,6 +495,22 @@ async fn a_disk_without_a_free_byte_can_be_emptied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_disk_without_a_free_byte_a_directory_is_laid_out_again() {
+    let disk = match SmallDisk::new(128) {
+        Ok(disk) => disk,
+        Err(why) => return skipped(&why),
+    };
+    let origin = origin(&[("a", 1)]).await;
+    let a = origin.reference("a");
+    let node = TestNode::new().at(&disk.path().join("volume")).start().await;
+    let dir = node.ready(&a).await;
+    fs::remove_dir_all(&dir).unwrap();
+    disk.fill_up();
+    assert_eq!(node.open(&a).await, Ok(dir.clone()));
+    assert!(dir.join("weights").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pulls_that_race_for_room_never_exceed_the_quota() {
     let models: Vec<String> = (0..8).map(|n| format!("m{n}")).collect();
     let sizes: Vec<(&str, u64)> = models.iter().map(|model| (model.as_str(), 1)).collect();
