@@ -103,8 +103,8 @@ impl Cache {
 
     /// Fills the ledger. A record whose manifest cannot be read is not a model: it is said, and kept for a repair.
     fn learn(&self, records: Vec<Record>) -> Result<(), Error> {
-        for blob in self.0.volume.blobs()? {
-            self.0.ledger.found_blob(blob, self.0.volume.disk_bytes(blob.digest)?);
+        for (blob, disk_bytes) in self.0.volume.blobs()? {
+            self.0.ledger.found_blob(blob, disk_bytes);
         }
         for record in records {
             match self.0.volume.read_manifest(record.manifest) {

@@ -140,22 +140,26 @@ impl Volume {
         residency::resident_bytes(&io::open_file(&self.layout.blob(digest)).ok()??, size)
     }
 
-    /// Every blob, sorted by digest.
-    pub fn blobs(&self) -> Result<Vec<Blob>, Error> {
+    /// Every blob, sorted by digest, with the bytes of the disk that it takes. One look at each: there may be very many.
+    pub fn blobs(&self) -> Result<Vec<(Blob, u64)>, Error> {
         let mut blobs = Vec::new();
-        for dir in self.layout.blob_dirs() {
-            for name in io::names_in(&dir)? {
-                let Ok(digest) = Digest::from_hex(&name) else { continue };
-                // Elsewhere than where its name says, nothing finds it.
-                if self.layout.blob_dir(digest) != dir {
-                    continue;
-                }
-                if let Some(size) = self.blob_size(digest)? {
-                    blobs.push(Blob { digest, size });
-                }
+        for digest in self.blob_names()? {
+            if let Some(found) = look_at(&self.layout.blob(digest))?.filter(|found| found.is_file()) {
+                blobs.push((Blob { digest, size: found.len() }, allocated_bytes(&found)));
             }
         }
         Ok(blobs)
+    }
+
+    /// Every name that a blob can have, whatever it is of.
+    pub(super) fn blob_names(&self) -> Result<Vec<Digest>, Error> {
+        let mut digests = Vec::new();
+        for dir in self.layout.blob_dirs() {
+            let names = io::names_in(&dir)?.into_iter().filter_map(|name| Digest::from_hex(&name).ok());
+            // Elsewhere than where its name says, nothing finds it.
+            digests.extend(names.filter(|digest| self.layout.blob_dir(*digest) == dir));
+        }
+        Ok(digests)
     }
 
     /// A blob is about to go: what is known of its bytes is forgotten, so that its names can be taken away without opening
@@ -243,7 +247,7 @@ mod tests {
         let other = Digest::of(b"a directory");
         fs::create_dir(volume.blob_path(other)).unwrap();
 
-        assert_eq!(volume.blobs().unwrap(), [blob]);
+        assert_eq!(volume.blobs().unwrap(), [(blob, volume.disk_bytes(blob.digest).unwrap())]);
         assert_eq!(volume.blob_size(blob.digest).unwrap(), Some(5));
         assert_eq!(volume.blob_size(other).unwrap(), None);
     }

@@ -256,9 +256,9 @@ impl Volume {
     }
 
     fn sweep_blobs(&self, named: &Named, swept: &mut Swept) -> Result<(), Error> {
-        for blob in self.blobs()? {
-            if !named.blobs.contains(&blob.digest) {
-                swept.bytes += self.remove_blob(blob.digest, None)?.disk_bytes;
+        for digest in self.blob_names()? {
+            if !named.blobs.contains(&digest) && self.blob_size(digest)?.is_some() {
+                swept.bytes += self.remove_blob(digest, None)?.disk_bytes;
                 swept.blobs += 1;
             }
         }
