@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, CacheConfig, Limits, MinFree};
+use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
 use larder::index::Index;
 use larder::model::{Bytes, Digest, Manifest, ManifestFile, ModelRef, Record, RelPath, Share};
 use larder::source::{Environment, SourceConfig, Sources};
@@ -164,6 +164,7 @@ fn start_cache(root: &Path, quota_bytes: u64) -> Cache {
         in_kubernetes: false,
         pull_memory: Bytes(64 << 20),
         pull_connections: 8,
+        page_cache: PageCache::Auto,
         stall_timeout: Duration::from_secs(30),
         retry_attempts: 1,
         warm_on_open: false,

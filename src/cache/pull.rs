@@ -318,7 +318,11 @@ impl Cache {
                     self.warm_in_background(&pull.reference, &done.record.version);
                 }
                 // Nobody waits for it: a crash before it is done costs a hash of the model at its next open.
-                let _ = self.blocking(|cache| Ok(cache.flush())).await;
+                let flushed = self.blocking(|cache| {
+                    cache.flush();
+                    Ok(())
+                });
+                let _ = flushed.await;
             }
             Err(error) => pull.progress.ended(&Problem::of(&error)),
         }
