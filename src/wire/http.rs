@@ -515,7 +515,7 @@ impl OpenRequest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseTerms {
-    /// It ends when this pod is gone.
+    /// For this pod: it ends when it is released, or when larder is told that the pod is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodIdentity>,
     /// It ends when somebody releases it; asking again with the same name renews it.
