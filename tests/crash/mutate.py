@@ -24,14 +24,14 @@ LIMIT_SECONDS = 1200
 MUTATIONS = {
     "no fsync of files": (
         "src/store/io.rs",
-        "file.sync_data().map_err(|e| self.poisoned(path, e))",
-        "let _ = (file, path); Ok(())",
+        "let synced = file.sync_data();",
+        "let synced = Ok(()); let _ = file;",
         ["--test", "crash", "power_cuts"],
     ),
     "no fsync of directories": (
         "src/store/io.rs",
-        "file.sync_all().map_err(|e| self.poisoned(dir, e))",
-        "let _ = file; Ok(())",
+        "let synced = file.sync_all();",
+        "let synced = Ok(()); let _ = file;",
         ["--test", "crash", "power_cuts"],
     ),
     "a name before its bytes": (
