@@ -130,14 +130,12 @@ impl Pulls {
 impl Cache {
     /// Joins the pull of this reference, or starts one. Needs a tokio runtime; returns at once.
     pub fn pull(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
-        self.hands()?;
-        let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
-        self.join_or_start(&mut pulls, None, reference, Asked::BySomebody)
+        self.pull_as(None, reference, Asked::BySomebody)
     }
 
     /// The same for nobody who waits: it lets the pulls of those who do go first.
     pub(super) fn pull_ahead(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
-        self.pull_ahead_as(None, reference)
+        self.pull_as(None, reference, Asked::Ahead)
     }
 
     /// The same, but `None` if it is local: a pull that has just ended is not followed by another one of those who waited
@@ -151,10 +149,10 @@ impl Cache {
     }
 
     /// A pull of a former process keeps its id, under which its intention is on the disk.
-    fn pull_ahead_as(&self, id: Option<String>, reference: &ModelRef) -> Result<PullHandle, Error> {
+    fn pull_as(&self, id: Option<String>, reference: &ModelRef, asked: Asked) -> Result<PullHandle, Error> {
         self.hands()?;
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
-        self.join_or_start(&mut pulls, id, reference, Asked::Ahead)
+        self.join_or_start(&mut pulls, id, reference, asked)
     }
 
     fn join_or_start(
@@ -245,7 +243,7 @@ impl Cache {
         };
         for pull in pending {
             tracing::info!(reference = %pull.reference, "resuming a pull of the former run");
-            match self.pull_ahead_as(Some(pull.id.clone()), &pull.reference) {
+            match self.pull_as(Some(pull.id.clone()), &pull.reference, Asked::Ahead) {
                 // Somebody asked for it before us: that pull has its own intention.
                 Ok(handle) if handle.id != pull.id => {
                     if let Err(error) = self.0.volume.remove_note::<PendingPull>(&pull.id) {
