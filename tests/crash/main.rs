@@ -10,6 +10,7 @@ mod limits;
 mod loop_disk;
 mod models;
 mod power_cuts;
+mod promised_names;
 mod random_kills;
 mod row;
 mod stalled_disk;

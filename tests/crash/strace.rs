@@ -4,10 +4,11 @@
 //! one has come to N. Here every call of every thread is held for some milliseconds after it is done; whoever reads the
 //! trace kills the process meanwhile. Threads make their calls in any order, so the Nth call is not always the same one.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -154,6 +155,67 @@ fn changes_volume(line: &str, root: &str) -> bool {
 pub(crate) fn told(command: &Command, call: &str, dir: &Path) -> Command {
     let file = dir.join("thread").to_str().expect("it is text").to_owned();
     traced(command, &["-ff".to_owned(), "-o".to_owned(), file, "-e".to_owned(), format!("trace={call}")])
+}
+
+/// A call, or the half of it.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) thread: u32,
+    pub(crate) name: String,
+    /// The files it is about, as strace prints them: names given as text, and those of open files.
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) step: Step,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Begins,
+    HasWorked,
+}
+
+/// Runs a command to its end, and gives all its calls of these names, of all threads, in order: each twice, unless it failed.
+/// Blocking.
+pub(crate) fn calls(command: &Command, names: &str) -> (Output, Vec<Call>) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let options =
+        ["-o".to_owned(), file.to_str().expect("it is text").to_owned(), "-e".to_owned(), format!("trace={names}")];
+    // strace has its standard error too, so all is written when that comes to its end.
+    let output = traced(command, &options).output().unwrap();
+    let mut begun: BTreeMap<u32, (String, Vec<PathBuf>)> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for line in std::fs::read_to_string(&file).unwrap().lines() {
+        let (thread, call) = line.trim_start().split_once(' ').expect("a thread and a call");
+        let (thread, call) = (thread.parse().expect("a number"), call.trim_start());
+        if call.starts_with("+++ ") {
+            continue;
+        }
+        let is_resumed = call.starts_with("<... ");
+        if !is_resumed {
+            let (name, rest) = call.split_once('(').expect("a call");
+            let (name, paths) = (name.to_owned(), paths_of(rest));
+            calls.push(Call { thread, name: name.clone(), paths: paths.clone(), step: Step::Begins });
+            begun.insert(thread, (name, paths));
+        }
+        if call.contains(" <unfinished ...>") {
+            continue;
+        }
+        let (name, paths) = begun.remove(&thread).expect("it has begun");
+        let result = call.rsplit_once(" = ").expect("a call that has ended").1;
+        if !result.starts_with('-') {
+            calls.push(Call { thread, name, paths, step: Step::HasWorked });
+        }
+    }
+    (output, calls)
+}
+
+/// The file that is open, if the first argument is one; or else all that is given as text.
+fn paths_of(arguments: &str) -> Vec<PathBuf> {
+    let open = arguments.starts_with(|first: char| first.is_ascii_digit());
+    match arguments.split_once('<').and_then(|(_, rest)| rest.split_once('>')) {
+        Some((path, _)) if open => vec![path.into()],
+        _ => arguments.split('"').skip(1).step_by(2).map(PathBuf::from).collect(),
+    }
 }
 
 /// The same command, of which the Nth such call of each thread fails. What strace says is on standard error.
