@@ -4,6 +4,7 @@
 //! touch the disk say so: a door calls them on a blocking thread.
 
 mod caching;
+mod connections;
 mod demand;
 mod details;
 mod evict;
@@ -21,6 +22,7 @@ mod pull;
 mod recover;
 mod scrub;
 mod silence;
+mod throughput;
 mod transfer;
 mod warm;
 

@@ -307,7 +307,7 @@ impl Cache {
             pulls.active.is_empty()
         };
         if idle {
-            self.0.budget.release_idle_memory();
+            self.0.budget.rest();
         }
         match result {
             Ok(done) => {

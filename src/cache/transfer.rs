@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::caching::Caching;
+use super::connections::Connections;
 use super::demand::{Demand, Turn, Urgency};
+use super::throughput::Throughput;
 use crate::model::{Claim, ListedFile};
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
@@ -37,7 +39,8 @@ const MAX_RANGES_IN_FLIGHT: usize = 256;
 /// The memory and the connections that all pulls share.
 pub(super) struct Budget {
     pieces: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    throughput: Throughput,
     files: Arc<Semaphore>,
     buffers: Mutex<Vec<MmapMut>>,
     range_bytes: u64,
@@ -51,7 +54,8 @@ impl Budget {
         let share = (pieces / connections).max(1) as u64 * PIECE_BYTES as u64;
         Budget {
             pieces: Arc::new(Semaphore::new(pieces)),
-            connections: Arc::new(Semaphore::new(connections)),
+            connections: Connections::new(connections),
+            throughput: Throughput::default(),
             files: Arc::new(Semaphore::new(MAX_OPEN_FILES)),
             buffers: Mutex::default(),
             range_bytes: share.min(MAX_RANGE_BYTES),
@@ -63,8 +67,9 @@ impl Budget {
         self.files.clone().acquire_owned().await.expect("the budget is never closed")
     }
 
-    /// Gives the buffers back to the system; called when no pull is left.
-    pub(super) fn release_idle_memory(&self) {
+    /// No pull is left: the buffers go back to the system, and what was learnt of the source is forgotten.
+    pub(super) fn rest(&self) {
+        self.connections.start_over();
         *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
     }
 
@@ -192,10 +197,8 @@ impl Transfer {
         let start = ingest.len();
         self.tally.done.fetch_add(start, Ordering::Relaxed);
         let (ranges_in, ranges_out) = mpsc::channel(MAX_RANGES_IN_FLIGHT);
-        let (tally, commits, size, caching) = (self.tally.clone(), self.commits.clone(), file.size, self.caching);
-        let mut writer = tokio::task::spawn_blocking(move || {
-            write_in_order(ingest, size, caching, ranges_out, &tally, &commits, adopt)
-        });
+        let (transfer, size) = (self.clone(), file.size);
+        let mut writer = tokio::task::spawn_blocking(move || transfer.write_in_order(ingest, size, ranges_out, adopt));
 
         let (marked, budget) = (is_marked(file), &self.budget);
         let mut readers = JoinSet::new();
@@ -242,7 +245,7 @@ impl Transfer {
         _turn: Turn,
         pieces: mpsc::UnboundedSender<Result<Piece, source::Error>>,
     ) {
-        let connection = self.budget.connections.clone().acquire_owned().await.expect("the budget is never closed");
+        let connection = self.budget.connections.acquire().await;
         let policy = match share {
             Share::All(_) => self.policy,
             Share::Lent { .. } => RetryPolicy { attempts: 1, ..self.policy },
@@ -261,6 +264,9 @@ impl Transfer {
                 }
             };
             self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            if let Some(bytes_per_second) = self.budget.throughput.count(chunk.len()) {
+                self.budget.connections.adapt(bytes_per_second);
+            }
             while !chunk.is_empty() {
                 if piece.is_none() {
                     piece = Some(share.piece(&self.budget).await);
@@ -280,55 +286,52 @@ impl Transfer {
             let _ = pieces.send(Ok(rest));
         }
     }
+
+    /// The one writer of a file. Runs on a blocking thread.
+    fn write_in_order(
+        &self,
+        mut ingest: Ingest,
+        size: u64,
+        mut ranges: mpsc::Receiver<(Range<u64>, Pieces)>,
+        adopt: impl FnOnce(Blob),
+    ) -> Result<Blob, Error> {
+        let done = &self.tally.done;
+        while let Some((range, mut pieces)) = ranges.blocking_recv() {
+            while let Some(piece) = pieces.blocking_recv() {
+                match piece {
+                    Ok(piece) => {
+                        ingest.bypass_page_cache(self.caching.bypasses(self.budget.throughput.bytes_per_second()))?;
+                        ingest.write(piece.bytes())?;
+                        done.fetch_add(piece.length as u64, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        done.fetch_sub(ingest.len(), Ordering::Relaxed);
+                        ingest.pause()?;
+                        return Err(Error::Source(error));
+                    }
+                }
+            }
+            // A reader that was dropped leaves its range short; what the next range holds must not be taken for its rest.
+            if ingest.len() != range.end {
+                break;
+            }
+        }
+        let written = ingest.len();
+        if written < size {
+            done.fetch_sub(written, Ordering::Relaxed);
+            ingest.pause()?;
+            return Err(Error::Cancelled);
+        }
+        let _commit = self.commits.read().expect("no panic while a commit is under way");
+        let blob = ingest.commit().inspect_err(|_| {
+            done.fetch_sub(written, Ordering::Relaxed);
+        })?;
+        adopt(blob);
+        Ok(blob)
+    }
 }
 
 type Pieces = mpsc::UnboundedReceiver<Result<Piece, source::Error>>;
-
-/// The one writer of a file. Runs on a blocking thread.
-fn write_in_order(
-    mut ingest: Ingest,
-    size: u64,
-    caching: Caching,
-    mut ranges: mpsc::Receiver<(Range<u64>, Pieces)>,
-    tally: &Tally,
-    commits: &RwLock<()>,
-    adopt: impl FnOnce(Blob),
-) -> Result<Blob, Error> {
-    if caching == Caching::Bypass {
-        ingest.bypass_page_cache()?;
-    }
-    while let Some((range, mut pieces)) = ranges.blocking_recv() {
-        while let Some(piece) = pieces.blocking_recv() {
-            match piece {
-                Ok(piece) => {
-                    ingest.write(piece.bytes())?;
-                    tally.done.fetch_add(piece.length as u64, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    tally.done.fetch_sub(ingest.len(), Ordering::Relaxed);
-                    ingest.pause()?;
-                    return Err(Error::Source(error));
-                }
-            }
-        }
-        // A reader that was dropped leaves its range short; what the next range holds must not be taken for its rest.
-        if ingest.len() != range.end {
-            break;
-        }
-    }
-    let written = ingest.len();
-    if written < size {
-        tally.done.fetch_sub(written, Ordering::Relaxed);
-        ingest.pause()?;
-        return Err(Error::Cancelled);
-    }
-    let _commit = commits.read().expect("no panic while a commit is under way");
-    let blob = ingest.commit().inspect_err(|_| {
-        tally.done.fetch_sub(written, Ordering::Relaxed);
-    })?;
-    adopt(blob);
-    Ok(blob)
-}
 
 #[cfg(test)]
 mod tests {

@@ -159,7 +159,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "LARDER_PULL_CONNECTIONS",
         flag: None,
         default: Fallback::Text("16"),
-        doc: "Most requests for bytes under way, all pulls together.",
+        doc: "Most requests for bytes under way, all pulls together; a source that gives as much on fewer is asked on fewer.",
         slot: Slot::Count(|c| &mut c.pull.connections, 1..=256),
     },
     Setting {
@@ -168,8 +168,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: None,
         default: Fallback::Text("auto"),
         doc: "Whether a model that is pulled stays in memory for who loads it first: `keep`; or goes past it to the disk, \
-              which is the faster and cheaper way to pull: `bypass`. `auto` keeps a model that takes at most half of the \
-              memory that is available.",
+              which is the faster and cheaper way to pull: `bypass`. `auto` keeps of a model that takes at most half of the \
+              memory that is available what comes no faster than 150 MB/s for each processor.",
         slot: Slot::PageCache(|c| &mut c.pull.page_cache),
     },
     Setting {

@@ -72,7 +72,9 @@ pub struct Ingest {
     /// Locked: one writer at a time.
     part: LockedFile,
     /// The same file, for writes past the page cache.
-    direct: Option<File>,
+    direct: Direct,
+    /// Whether such writes are wanted.
+    bypasses: bool,
     log_path: PathBuf,
     log: File,
     log_length: u64,
@@ -81,6 +83,15 @@ pub struct Ingest {
     length: u64,
     /// Where the last note stands.
     noted: u64,
+}
+
+/// A way past the page cache.
+enum Direct {
+    /// Nobody has asked for it yet.
+    Unopened,
+    Open(File),
+    /// The file system or its device has none.
+    Refused,
 }
 
 impl std::fmt::Debug for Ingest {
@@ -280,7 +291,8 @@ impl Volume {
             key: key.clone(),
             part_path,
             part,
-            direct: None,
+            direct: Direct::Unopened,
+            bypasses: false,
             log_path,
             log,
             log_length: prefix.log_length,
@@ -378,22 +390,28 @@ impl Ingest {
         if self.length - self.noted >= CHECKPOINT_BYTES { self.note_position() } else { Ok(()) }
     }
 
-    /// From now on bytes go to the disk past the page cache, where they are aligned to it: [`Ingest::write`] is given whole
-    /// pieces. They take a third less of the processor, and no memory from those who read; who reads them first waits
-    /// for the disk.
-    pub fn bypass_page_cache(&mut self) -> Result<(), Error> {
-        self.direct = self.disk.open_direct(&self.part_path)?;
+    /// Whether the bytes that follow go to the disk past the page cache, where they are aligned to it: [`Ingest::write`] is
+    /// given whole pieces. They take half of the processor, and no memory from those who read; who reads them first waits for
+    /// the disk.
+    pub fn bypass_page_cache(&mut self, bypass: bool) -> Result<(), Error> {
+        if bypass && matches!(self.direct, Direct::Unopened) {
+            self.direct = self.disk.open_direct(&self.part_path)?.map_or(Direct::Refused, Direct::Open);
+        }
+        self.bypasses = bypass;
         Ok(())
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let is_aligned = |number: u64| number.is_multiple_of(DIRECT_ALIGNMENT);
-        let can_bypass = is_aligned(bytes.as_ptr() as u64) && is_aligned(bytes.len() as u64) && is_aligned(self.length);
-        if let Some(direct) = self.direct.as_ref().filter(|_| can_bypass) {
+        let fits = is_aligned(bytes.as_ptr() as u64) && is_aligned(bytes.len() as u64) && is_aligned(self.length);
+        if let Direct::Open(direct) = &self.direct
+            && self.bypasses
+            && fits
+        {
             if self.disk.write_direct_at(direct, &self.part_path, bytes, self.length)? {
                 return Ok(());
             }
-            self.direct = None;
+            self.direct = Direct::Refused;
         }
         self.disk.write_at(&self.part, &self.part_path, bytes, self.length)
     }
@@ -557,8 +575,8 @@ pub(super) mod tests {
         for (round, length) in [MIB, 4096, 10_000, MIB - 10_000 - 4096, 2 * MIB, MIB + 7].into_iter().enumerate() {
             let mut ingest = started(&volume, &key(&bytes));
             assert_eq!(ingest.len() as usize, at, "it is resumed where it was paused");
-            ingest.bypass_page_cache().unwrap();
-            for piece in bytes[at..at + length].chunks(MIB) {
+            for (turn, piece) in bytes[at..at + length].chunks(MIB).enumerate() {
+                ingest.bypass_page_cache(turn == 0).unwrap();
                 page[..piece.len()].copy_from_slice(piece);
                 ingest.write(&page[..piece.len()]).unwrap();
             }
