@@ -18,6 +18,7 @@
 mod blob;
 mod calls;
 mod descriptors;
+mod glance;
 mod history;
 mod ingest;
 mod io;
@@ -39,6 +40,7 @@ use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, Checksum, RelPathError};
 use calls::Call;
 use descriptors::Window;
+use glance::Glances;
 use io::Disk;
 use layout::{FORMAT_NAME, FORMAT_VERSION, Layout};
 use stamp::Stamps;
@@ -60,6 +62,7 @@ pub struct Volume {
     /// `None` beside the process that holds the volume.
     window: Option<Window>,
     stamps: Arc<Stamps>,
+    glances: Glances,
     /// Held while the shape of `public/` changes: a directory found empty must still be empty when it is removed, and
     /// one just made must still be there when something is put into it.
     shape: Mutex<()>,
@@ -389,7 +392,7 @@ impl Volume {
         }
         let window = Some(Window::open(&layout.blobs())?);
         let stamps = Arc::new(Stamps::on(&root));
-        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, shape: Mutex::new(()) })
+        Ok(Volume { disk: Arc::new(disk), layout, window, stamps, glances: Glances::default(), shape: Mutex::new(()) })
     }
 
     /// Makes a root that is missing, and gives it to a user and a group who can then open the volume. What is in it keeps its
@@ -408,7 +411,14 @@ impl Volume {
         let layout = Layout::new(&root);
         recognise(&layout)?;
         let disk = Arc::new(Disk::for_reading(&root));
-        Ok(Volume { disk, layout, window: None, stamps: Arc::default(), shape: Mutex::new(()) })
+        Ok(Volume {
+            disk,
+            layout,
+            window: None,
+            stamps: Arc::default(),
+            glances: Glances::default(),
+            shape: Mutex::new(()),
+        })
     }
 
     /// The directory, absolute.

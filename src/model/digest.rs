@@ -28,7 +28,7 @@ impl Digest {
 
     /// 64 hexadecimal digits: the file name of the blob.
     pub fn to_hex(self) -> String {
-        hex::encode(self.0)
+        blake3::Hash::from_bytes(self.0).to_hex().as_str().to_owned()
     }
 
     /// The digest named by 64 lower-case hexadecimal digits.

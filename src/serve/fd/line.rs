@@ -153,6 +153,15 @@ impl Line {
         Ok(())
     }
 
+    /// Sends as many bytes as are taken now, and says which are left; an error if any are.
+    pub(super) fn try_send(&self, bytes: &mut &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let sent = self.stream.try_write(bytes)?;
+            *bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
     /// Sends as many bytes as are taken now, and the files with the first of them.
     pub(super) fn try_send_files(&self, bytes: &[u8], files: &[File]) -> io::Result<usize> {
         let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();

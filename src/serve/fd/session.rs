@@ -140,7 +140,7 @@ impl Session {
         };
         match understood(&json)? {
             Request::Open(asked) => self.open(*asked).await,
-            Request::More {} => self.send_batch().await,
+            Request::More {} => self.send_batch(Vec::new()).await,
             Request::Release { lease } => self.release(lease).await,
         }
     }
@@ -157,7 +157,7 @@ impl Session {
         }
         let descriptors = asked.descriptors;
         let opened = self.opened(Arc::new(asked)).await?;
-        self.say(&Answer::Opened(Box::new(OpenedFiles {
+        let answer = encoded(&Answer::Opened(Box::new(OpenedFiles {
             path_below_public: opened.path_below_public,
             files: opened.files.len() as u64,
             bytes: opened.files.iter().map(|file| file.size).sum(),
@@ -165,11 +165,10 @@ impl Session {
             lasting_lease: opened.lasting_lease,
             descriptors: self.frames.0.cache.descriptors().to_owned(),
             model: opened.model,
-        })))
-        .await?;
+        })));
         self.pending = Some(Pending { lease: opened.lease_info.id.clone(), files: opened.files, sent: 0, descriptors });
         self.open.push(Open { lease: opened.lease, info: opened.lease_info });
-        self.send_batch().await
+        self.send_batch(answer).await
     }
 
     /// Opens what is local; pulls what is not, if the client wants to wait for it.
@@ -238,8 +237,9 @@ impl Session {
         }
     }
 
-    /// Sends the next files of what was opened last.
-    async fn send_batch(&mut self) -> Result<(), Stop> {
+    /// Sends the next files of what was opened last, and what is said before them. Both at once, so that who waits for them
+    /// wakes up once.
+    async fn send_batch(&mut self, before: Vec<u8>) -> Result<(), Stop> {
         let Some(mut pending) = self.pending.take() else {
             return Err(Stop::Refused(Problem::new(
                 Code::BadRequest,
@@ -249,7 +249,7 @@ impl Session {
         };
         let batch: Vec<ManifestFile> = pending.files.iter().skip(pending.sent).take(MAX_BATCH_FILES).cloned().collect();
         if batch.is_empty() {
-            return Ok(());
+            return Ok(self.line.send(&before).await?);
         }
         pending.sent += batch.len();
         let bytes = encoded(&Answer::Files {
@@ -257,8 +257,8 @@ impl Session {
             descriptors: if pending.descriptors { batch.len() } else { 0 },
         });
         let sent = match pending.descriptors {
-            true => self.hand_over(&bytes, Arc::new(batch)).await,
-            false => Ok(0),
+            true => self.hand_over(&before, &bytes, Arc::new(batch)).await,
+            false => self.line.send(&before).await.map(|()| 0).map_err(Stop::from),
         };
         match sent {
             Ok(sent) => self.line.send(&bytes[sent..]).await?,
@@ -272,16 +272,16 @@ impl Session {
         Ok(())
     }
 
-    /// Opens the files of a batch and sends them with the first bytes of its frame; how many bytes went with them. The
-    /// files are open here only while they are sent.
-    async fn hand_over(&self, bytes: &[u8], batch: Arc<Vec<ManifestFile>>) -> Result<usize, Stop> {
+    /// Opens the files of a batch and sends them with the first bytes of its frame, after all that is said before it; how many
+    /// bytes went with them. The files are open here only while they are sent.
+    async fn hand_over(&self, mut before: &[u8], bytes: &[u8], batch: Arc<Vec<ManifestFile>>) -> Result<usize, Stop> {
         let mut pause = FIRST_PAUSE;
         loop {
             // Before a turn is taken: who does not read must not keep others waiting.
             self.line.writable().await?;
             let turn = self.frames.0.batches.acquire().await.expect("the semaphore is never closed");
             let sent = match self.files_of(&batch).await? {
-                Ok(files) => self.line.try_send_files(bytes, &files),
+                Ok(files) => self.line.try_send(&mut before).and_then(|()| self.line.try_send_files(bytes, &files)),
                 Err(none_left) => Err(none_left),
             };
             drop(turn);
@@ -335,22 +335,26 @@ impl Session {
     }
 }
 
-/// Reads a request. One of another protocol may have fields we do not know, so its number is looked at first.
+/// Reads a request. One of another protocol may have fields we do not know, so then it is its number that is told.
 fn understood(json: &[u8]) -> Result<Request, Stop> {
     #[derive(Deserialize)]
     struct Numbered {
         protocol: Option<u32>,
     }
-    if let Ok(Numbered { protocol: Some(protocol) }) = frame::decode::<Numbered>(json)
-        && protocol != PROTOCOL
-    {
-        return Err(Stop::Refused(Problem::new(
+    let request = frame::decode(json);
+    let protocol = match &request {
+        Ok(Request::Open(asked)) => Some(asked.protocol),
+        Ok(Request::More {} | Request::Release { .. }) => None,
+        Err(_) => frame::decode::<Numbered>(json).ok().and_then(|numbered| numbered.protocol),
+    };
+    match protocol {
+        Some(protocol) if protocol != PROTOCOL => Err(Stop::Refused(Problem::new(
             Code::BadRequest,
             format!("cannot answer a request of protocol {protocol}: this larder speaks protocol {PROTOCOL}"),
             "use a client of the same version as the daemon (`larder --version`)",
-        )));
+        ))),
+        _ => Ok(request.map_err(Over::Bad)?),
     }
-    Ok(frame::decode(json).map_err(Over::Bad)?)
 }
 
 /// What is said before a connection is closed, if the other side has not ended it.
