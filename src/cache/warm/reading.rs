@@ -15,7 +15,7 @@ use crate::store::{self, Blob, Volume};
 use crate::wire::residency;
 
 /// Threads that read. One leaves a disk waiting that serves requests in parallel; more than four gained nothing where it was
-/// measured (`benches/warm_up.rs` compares them with the disk's own speed).
+/// measured (`larder bench --only warm-up` compares them with the disk's own speed).
 const READERS: usize = 4;
 /// Bytes of one read, and of each thread's buffer.
 const BLOCK_BYTES: u64 = 2 << 20;
