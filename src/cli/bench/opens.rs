@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Barrier};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use super::content::Shape;
@@ -142,23 +142,23 @@ async fn at_once(target: &Target, descriptor_limit: u64) -> Result<Samples, Prob
     }
     let target = target.clone();
     blocking(move || {
-        let (begin, end) = (Arc::new(Barrier::new(CROWD)), Arc::new(Barrier::new(CROWD)));
+        // Held until all have been started, and so begin at the same moment; or until one could not be, and none begins.
+        let all_started = RwLock::new(false);
         std::thread::scope(|scope| {
+            let mut gate = all_started.write().expect("nobody panics with it");
             let client = || {
-                let (begin, end, target) = (begin.clone(), end.clone(), &target);
-                std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, move || {
-                    let client = BareClient::new(&target.socket, &target.reference);
-                    begin.wait();
-                    let began = Instant::now();
-                    let opened = client.open(SHARDS as usize);
-                    let took = began.elapsed();
-                    end.wait();
-                    opened.map(|_| took)
-                })
+                let began = all_started.read().expect("nobody panics with it").then(Instant::now)?;
+                let opened = BareClient::new(&target.socket, &target.reference).open(SHARDS as usize);
+                Some(opened.map(|opened| (began.elapsed(), opened)))
             };
-            // All or none: those that were started would wait for the others without an end.
-            let threads: Vec<_> = (0..CROWD).map(|_| client().expect("a thousand threads can be started")).collect();
-            threads.into_iter().map(|thread| seconds(thread.join().expect("a client does not panic"))).collect()
+            let start = |_| std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, client);
+            let threads: Result<Vec<_>, _> = (0..CROWD).map(start).collect();
+            *gate = threads.is_ok();
+            drop(gate);
+            let threads = threads.map_err(|e| cannot(&format!("{CROWD} threads cannot be started: {e}")))?;
+            let ended = threads.into_iter().filter_map(|thread| thread.join().expect("a client does not panic"));
+            let opened: Vec<_> = ended.collect::<Result<_, Problem>>()?;
+            Ok(opened.iter().map(|(took, _)| took.as_secs_f64()).collect())
         })
     })
     .await?
