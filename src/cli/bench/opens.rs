@@ -34,6 +34,8 @@ const STACK_BYTES: usize = 256 << 10;
 /// What is opened, and where.
 #[derive(Clone)]
 struct Target {
+    /// Of the commands: an ordinary user needs one.
+    home: PathBuf,
     socket: PathBuf,
     reference: String,
     /// Where the process listens that only hands out descriptors.
@@ -43,8 +45,9 @@ struct Target {
 pub(super) async fn opens(bench: &mut Bench) -> Result<(), Problem> {
     let descriptors = raise_descriptor_limit();
     let origin = Origin::start(Shape { shards: SHARDS, shard_bytes: SHARD_BYTES }, None).await?;
-    let node = Node::start(&bench.place("node")).await?;
-    let target = Target { socket: node.socket(), reference: origin.plain(), bare_socket: bench.place("d") };
+    let home = bench.place("node");
+    let node = Node::start(&home).await?;
+    let target = Target { home, socket: node.socket(), reference: origin.plain(), bare_socket: bench.place("d") };
     let model = node.open(&target.reference).await?;
     let files = origin.shape.names().map(|name| Path::new(&model.info().path).join(name)).collect();
     drop(model);
@@ -111,7 +114,8 @@ async fn commands(bench: &mut Bench, target: &Target) -> Result<(), Problem> {
         for _ in 0..COMMANDS {
             floor.push(seconds(ended(&mut Command::new("/bin/true")))?);
             let mut command = Command::new(OURSELVES);
-            command.args(["open", &target.reference]).env_clear().env("LARDER_SOCKET", &target.socket);
+            command.args(["open", &target.reference]).env_clear();
+            command.env("HOME", &target.home).env("LARDER_SOCKET", &target.socket);
             open.push(seconds(ended(&mut command))?);
         }
         Ok::<_, Problem>((floor, open))
