@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::rand::{GetRandomFlags, getrandom};
+
 use super::ledger::Ledger;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::model::{Holder, ModelId, ModelRef, Pod, Record};
@@ -110,10 +112,13 @@ impl Terms {
     }
 }
 
-/// Hard to guess, because who knows it may release it.
+/// Hard to guess, because who knows it may release it. From the kernel: the generator of `aws-lc` seeds itself at its first
+/// use, which takes 400 million instructions, and here the ledger is locked.
 fn new_id() -> String {
     let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id).expect("the system has random bytes");
+    // So few bytes come at once or, before the kernel has any, later.
+    let filled = getrandom(&mut id, GetRandomFlags::empty());
+    assert_eq!(filled, Ok(id.len()), "the kernel has random bytes");
     hex::encode(id)
 }
 
