@@ -9,18 +9,22 @@
 //! cargo bench --bench many_models
 //! ```
 
+#[path = "support/settings.rs"]
+mod settings;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, CacheConfig, Limits, MinFree, PageCache};
+use larder::cache::Cache;
 use larder::index::Index;
 use larder::model::{Bytes, Digest, Manifest, ManifestFile, ModelRef, Record, RelPath, Share};
 use larder::source::{Environment, SourceConfig, Sources};
 use larder::store::{Begun, Blob, IngestKey, Volume, snapshot_path};
 use larder::telemetry::Metrics;
+use settings::settings;
 
 /// Models, and files of each.
 const VOLUMES: [(usize, usize); 5] = [(10, 1), (100, 1), (1_000, 1), (10_000, 1), (1_000, 100)];
@@ -47,11 +51,11 @@ fn main() {
     let _entered = runtime.enter();
     for (models, files) in VOLUMES {
         let place = tempfile::tempdir().expect("a temporary directory");
-        let root = place.path().join("volume");
-        make(&root, models, files);
+        let home = place.path();
+        make(home, models, files);
         let bytes = (models * files) as u64 * BLOCK_BYTES;
-        let start = median((0..STARTS).map(|_| timed(|| start(&root, bytes)).1).collect());
-        let cache = start_cache(&root, bytes);
+        let start = median((0..STARTS).map(|_| timed(|| start(home, bytes)).1).collect());
+        let cache = start_cache(home, bytes);
         (0..models).for_each(|model| open(&cache, model));
         let opens = opened(&cache, 0..models, || true);
         let plan = |bytes: u64| {
@@ -92,8 +96,9 @@ fn reference(model: usize) -> ModelRef {
 }
 
 /// A volume as a daemon leaves it.
-fn make(root: &Path, models: usize, files: usize) {
-    let volume = Volume::open(root).expect("a volume");
+fn make(home: &Path, models: usize, files: usize) {
+    let root = settings(home).volume.root;
+    let volume = Volume::open(&root).expect("a volume");
     let (next, records) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..MAKERS {
@@ -148,28 +153,15 @@ fn make_blob(volume: &Volume, bytes: &[u8]) -> Blob {
     ingest.commit().expect("a blob")
 }
 
-fn start(root: &Path, quota_bytes: u64) {
-    drop(start_cache(root, quota_bytes));
+fn start(home: &Path, quota_bytes: u64) {
+    drop(start_cache(home, quota_bytes));
 }
 
-fn start_cache(root: &Path, quota_bytes: u64) -> Cache {
-    let config = CacheConfig {
-        root: root.to_owned(),
-        limits: Limits {
-            quota: Some(Share::Bytes(Bytes(quota_bytes))),
-            low_water_percent: 100,
-            min_free: MinFree::Of(Share::Bytes(Bytes(0))),
-            min_residency: Duration::ZERO,
-        },
-        in_kubernetes: false,
-        pull_memory: Bytes(64 << 20),
-        pull_connections: 8,
-        page_cache: PageCache::Auto,
-        stall_timeout: Duration::from_secs(30),
-        retry_attempts: 1,
-        warm_on_open: false,
-        metrics_by_model: false,
-    };
+fn start_cache(home: &Path, quota_bytes: u64) -> Cache {
+    let mut config = settings(home).cache();
+    config.limits.quota = Some(Share::Bytes(Bytes(quota_bytes)));
+    config.limits.low_water_percent = 100;
+    config.limits.min_residency = Duration::ZERO;
     let sources = Sources::new(SourceConfig::default(), Environment::default());
     Cache::start(config, sources, Arc::new(Metrics::new())).expect("it starts")
 }
