@@ -22,7 +22,11 @@ struct Counted {
 impl Throughput {
     /// So many bytes came. The rate of a window, in bytes a second, when that has ended.
     pub(super) fn count(&self, bytes: usize) -> Option<u64> {
-        self.0.lock().expect("no panic while bytes are counted").count(bytes as u64, Instant::now())
+        self.count_at(bytes, Instant::now())
+    }
+
+    pub(super) fn count_at(&self, bytes: usize, now: Instant) -> Option<u64> {
+        self.0.lock().expect("no panic while bytes are counted").count(bytes as u64, now)
     }
 
     /// Bytes a second in the last whole window; `None` if nothing has come for longer than that.

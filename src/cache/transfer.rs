@@ -1,8 +1,9 @@
 //! Moves one file from a source into an ingest: ranges in parallel, one writer, bounded memory.
 //!
-//! The budget is counted in pieces. A range takes the pieces for all its bytes *before* it asks the source for the first
-//! one, and the ranges of a file take them in ascending order. So the lowest unfinished range of every file owns all the
-//! memory it needs to end, and waiting for memory can never become a deadlock.
+//! The budget is counted in pieces. A range takes a connection and a piece of its own *before* it asks the source, and the
+//! ranges of a file take them in ascending order. Its own piece comes back to it each time that it has been written, so the
+//! lowest unfinished range of every file can always go on, and waiting for memory can never become a deadlock. The others go
+//! ahead as far as there are pieces left.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::caching::Caching;
-use super::connections::Connections;
+use super::connections::{Connection, Connections};
 use super::demand::{Demand, Turn, Urgency};
 use super::throughput::Throughput;
 use crate::model::{Claim, ListedFile};
@@ -27,9 +28,15 @@ use crate::store::{Blob, Ingest};
 /// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
 /// writer's passes (BLAKE3, the checksum, the write) go over it.
 const PIECE_BYTES: usize = 1 << 20;
-/// Largest range. What a crash loses of a file is its ranges in memory, so all pulls together lose the budget at most, and
-/// what the notes of their ingests do not vouch for yet.
+/// From a source that gives more than this on each connection, in bytes a second, ranges are twice as long as memory allows
+/// for all of them at once: the lowest of a file needs next to none, the others half of theirs on average, and who asks less
+/// often waits less for answers. What there is no memory for waits until the lowest has come: here some seconds, which no
+/// server takes for the end of a reader.
+const BRISK_BYTES_PER_SECOND: u64 = 1_000_000;
+/// Largest range.
 const MAX_RANGE_BYTES: u64 = 16 << 20;
+/// Pieces of its own that a range takes where its file comes in one answer: then no others go ahead of it.
+const PIECES_OF_A_WHOLE: usize = 4;
 /// Files that are written at the same time, all pulls together. Each has a thread for its writer: with more files than
 /// threads, ranges would hold memory for writers that cannot run.
 const MAX_OPEN_FILES: usize = 64;
@@ -38,12 +45,15 @@ const MAX_RANGES_IN_FLIGHT: usize = 256;
 
 /// The memory and the connections that all pulls share.
 pub(super) struct Budget {
+    most_pieces: usize,
     pieces: Arc<Semaphore>,
     connections: Arc<Connections>,
     throughput: Throughput,
     files: Arc<Semaphore>,
     buffers: Mutex<Vec<MmapMut>>,
-    range_bytes: u64,
+    /// So many for each connection fit in memory.
+    short_range_bytes: u64,
+    brisk_bytes_per_second: u64,
 }
 
 impl Budget {
@@ -53,13 +63,28 @@ impl Budget {
         let connections = connections.max(1);
         let share = (pieces / connections).max(1) as u64 * PIECE_BYTES as u64;
         Budget {
+            most_pieces: pieces,
             pieces: Arc::new(Semaphore::new(pieces)),
             connections: Connections::new(connections),
             throughput: Throughput::default(),
             files: Arc::new(Semaphore::new(MAX_OPEN_FILES)),
             buffers: Mutex::default(),
-            range_bytes: share.min(MAX_RANGE_BYTES),
+            short_range_bytes: share.min(MAX_RANGE_BYTES),
+            brisk_bytes_per_second: connections as u64 * BRISK_BYTES_PER_SECOND,
         }
+    }
+
+    /// How long the next range is.
+    fn range_bytes(&self) -> u64 {
+        match self.throughput.bytes_per_second() {
+            Some(rate) if rate > self.brisk_bytes_per_second => (2 * self.short_range_bytes).min(MAX_RANGE_BYTES),
+            _ => self.short_range_bytes,
+        }
+    }
+
+    /// What a range takes before it begins; the file comes in parts or as a whole.
+    fn own_pieces(&self, in_parts: bool) -> u32 {
+        if in_parts { 1 } else { self.most_pieces.min(PIECES_OF_A_WHOLE) as u32 }
     }
 
     /// Waits for a place among the files that are being written.
@@ -73,10 +98,10 @@ impl Budget {
         *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
     }
 
-    fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, share: Option<Arc<OwnedSemaphorePermit>>) -> Piece {
+    fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, own: Option<Arc<OwnedSemaphorePermit>>) -> Piece {
         let reused = self.buffers.lock().expect("no panic while the buffers are held").pop();
         let buffer = reused.unwrap_or_else(|| MmapMut::map_anon(PIECE_BYTES).expect("there is memory for a piece"));
-        Piece { buffer: Some(buffer), length: 0, budget: self.clone(), _permit: permit, _share: share }
+        Piece { buffer: Some(buffer), length: 0, budget: self.clone(), _permit: permit, _own: own }
     }
 }
 
@@ -88,7 +113,7 @@ struct Piece {
     length: usize,
     budget: Arc<Budget>,
     _permit: OwnedSemaphorePermit,
-    _share: Option<Arc<OwnedSemaphorePermit>>,
+    _own: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Piece {
@@ -110,23 +135,30 @@ impl Piece {
 }
 
 /// The pieces that a range may fill.
-enum Share {
-    /// Enough for all its bytes: each piece takes its permit along.
-    All(OwnedSemaphorePermit),
-    /// Fewer: one must have been written before the next is filled. Given back when the last piece is written.
-    Lent { pieces: Arc<Semaphore>, share: Arc<OwnedSemaphorePermit> },
+struct Share {
+    /// Its own, which come back to it when they have been written.
+    own: Arc<Semaphore>,
+    /// What they are of the budget: given back when the last of them has been written.
+    held: Arc<OwnedSemaphorePermit>,
+    /// Whether it may fill others too, as long as there are some.
+    goes_ahead: bool,
 }
 
 impl Share {
-    async fn piece(&mut self, budget: &Arc<Budget>) -> Piece {
-        let (permit, share) = match self {
-            Share::All(permits) => (permits.split(1).expect("a range's bytes fit in the pieces it took"), None),
-            Share::Lent { pieces, share } => {
-                let permit = pieces.clone().acquire_owned().await.expect("the share is never closed");
-                (permit, Some(share.clone()))
+    fn of(held: OwnedSemaphorePermit, goes_ahead: bool) -> Share {
+        Share { own: Arc::new(Semaphore::new(held.num_permits())), held: Arc::new(held), goes_ahead }
+    }
+
+    async fn piece(&self, budget: &Arc<Budget>) -> Piece {
+        tokio::select! {
+            biased;
+            other = budget.pieces.clone().acquire_owned(), if self.goes_ahead => {
+                budget.piece(other.expect("the budget is never closed"), None)
             }
-        };
-        budget.piece(permit, share)
+            own = self.own.clone().acquire_owned() => {
+                budget.piece(own.expect("a share is never closed"), Some(self.held.clone()))
+            }
+        }
     }
 }
 
@@ -137,18 +169,9 @@ impl Drop for Piece {
     }
 }
 
-/// The ranges that are still to be fetched: ascending, without gap or overlap, cut at multiples of `range_bytes`.
-fn plan_ranges(start: u64, size: u64, range_bytes: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut at = start;
-    std::iter::from_fn(move || {
-        if at >= size {
-            return None;
-        }
-        let end = (at / range_bytes + 1).saturating_mul(range_bytes).min(size);
-        let range = at..end;
-        at = end;
-        Some(range)
-    })
+/// Where a range ends that begins there: ranges are cut at multiples of their length.
+fn end_of_range(start: u64, size: u64, range_bytes: u64) -> u64 {
+    (start / range_bytes + 1).saturating_mul(range_bytes).min(size)
 }
 
 /// Whether two answers about the file can be told to be of the same bytes. If not, all of it must come in one answer:
@@ -202,30 +225,28 @@ impl Transfer {
 
         let (marked, budget) = (is_marked(file), &self.budget);
         let mut readers = JoinSet::new();
-        for range in plan_ranges(start, file.size, if marked { budget.range_bytes } else { u64::MAX }) {
+        let mut at = start;
+        while at < file.size {
             while readers.try_join_next().is_some() {}
-            let pieces = (range.end - range.start).min(budget.range_bytes).div_ceil(PIECE_BYTES as u64);
-            let pieces = u32::try_from(pieces).expect("a range is at most 16 MiB");
             let turn = async {
                 let turn = self.demand.turn(&self.urgency).await;
-                (turn, self.budget.pieces.clone().acquire_many_owned(pieces).await)
+                let connection = budget.connections.acquire().await;
+                let own = budget.pieces.clone().acquire_many_owned(budget.own_pieces(marked)).await;
+                (turn, connection, Share::of(own.expect("the budget is never closed"), marked))
             };
-            let (turn, permits) = tokio::select! {
+            let (turn, connection, share) = tokio::select! {
                 taken = turn => taken,
                 // The writer ends early only with an error: there is nobody left to read for.
                 ended = &mut writer => return ended.expect("the writer does not panic"),
                 () = self.cancelled.cancelled() => break,
             };
-            let permits = permits.expect("the budget is never closed");
+            let range = at..if marked { end_of_range(at, file.size, budget.range_bytes()) } else { file.size };
+            at = range.end;
             let (pieces_in, pieces_out) = mpsc::unbounded_channel();
             if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
                 break;
             }
-            let share = match marked {
-                true => Share::All(permits),
-                false => Share::Lent { pieces: Arc::new(Semaphore::new(pieces as usize)), share: Arc::new(permits) },
-            };
-            readers.spawn(self.clone().read_range(file.clone(), range, share, turn, pieces_in));
+            readers.spawn(self.clone().read_range(file.clone(), range, share, (turn, connection), pieces_in));
         }
         drop(ranges_in);
         tokio::select! {
@@ -241,14 +262,13 @@ impl Transfer {
         self,
         file: ListedFile,
         range: Range<u64>,
-        mut share: Share,
-        _turn: Turn,
+        share: Share,
+        may: (Turn, Connection),
         pieces: mpsc::UnboundedSender<Result<Piece, source::Error>>,
     ) {
-        let connection = self.budget.connections.acquire().await;
-        let policy = match share {
-            Share::All(_) => self.policy,
-            Share::Lent { .. } => RetryPolicy { attempts: 1, ..self.policy },
+        let policy = match share.goes_ahead {
+            true => self.policy,
+            false => RetryPolicy { attempts: 1, ..self.policy },
         };
         let mut stream = policy.fetch(self.source, file, range, self.on_wait);
         let mut piece: Option<Piece> = None;
@@ -281,7 +301,7 @@ impl Transfer {
                 }
             }
         }
-        drop(connection);
+        drop(may);
         if let Some(rest) = piece {
             let _ = pieces.send(Ok(rest));
         }
@@ -336,30 +356,75 @@ type Pieces = mpsc::UnboundedReceiver<Result<Piece, source::Error>>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn ranges_cover_what_is_missing_once_and_in_order(size in 0u64..1_000_000, start in 0u64..1_000_000, step in 1u64..100_000) {
-            let mut at = start.min(size);
-            for range in plan_ranges(at, size, step) {
-                prop_assert_eq!(range.start, at);
-                prop_assert!(range.start < range.end && range.end - range.start <= step);
-                at = range.end;
-            }
-            prop_assert_eq!(at, size);
+        fn a_range_is_not_empty_and_ends_at_a_multiple_or_the_end(size in 1u64..1_000_000, at in 0u64..1_000_000, step in 1u64..100_000) {
+            let at = at.min(size - 1);
+            let end = end_of_range(at, size, step);
+            prop_assert!(at < end && end <= size && end - at <= step);
+            prop_assert!(end == size || end.is_multiple_of(step));
         }
 
         #[test]
-        fn a_range_always_fits_in_the_budget(memory in 0u64..1 << 32, connections in 0usize..300) {
+        fn memory_holds_what_a_range_takes_and_short_ranges_on_all_connections(memory in 0u64..1 << 32, connections in 0usize..300) {
             let budget = Budget::new(memory, connections);
-            let pieces = budget.range_bytes.div_ceil(PIECE_BYTES as u64) as usize;
-            prop_assert!(pieces >= 1 && pieces <= budget.pieces.available_permits());
+            let pieces = budget.pieces.available_permits() as u64;
+            prop_assert!(u64::from(budget.own_pieces(false).max(budget.own_pieces(true))) <= pieces);
+            let at_once = (connections.max(1) as u64).min(pieces);
+            prop_assert!(budget.short_range_bytes / PIECE_BYTES as u64 * at_once <= pieces);
         }
     }
 
     #[test]
+    fn a_brisk_source_is_asked_for_more_at_a_time() {
+        let budget = Budget::new(64 << 20, 16);
+        assert_eq!(budget.range_bytes(), 4 << 20, "nothing is known of it");
+        let (bytes, began) = (16 * BRISK_BYTES_PER_SECOND as usize, std::time::Instant::now());
+        budget.throughput.count_at(1, began);
+        budget.throughput.count_at(bytes, began + std::time::Duration::from_millis(300));
+        assert_eq!(budget.range_bytes(), 8 << 20);
+        budget.throughput.count_at(0, began + std::time::Duration::from_millis(600));
+        assert_eq!(budget.range_bytes(), 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_range_goes_ahead_with_what_is_left_and_always_with_its_own() {
+        let budget = Arc::new(Budget::new(4 << 20, 2));
+        assert_eq!((budget.range_bytes(), budget.own_pieces(true), budget.own_pieces(false)), (2 << 20, 1, 4));
+        let own = budget.pieces.clone().try_acquire_many_owned(1).unwrap();
+        let share = Share::of(own, true);
+        let mut taken = Vec::new();
+        for left in [2, 1, 0, 0] {
+            taken.push(share.piece(&budget).await);
+            assert_eq!(budget.pieces.available_permits(), left);
+        }
+        assert!(share.piece(&budget).now_or_never().is_none(), "all are taken");
+        // Its own has been written, and comes back to it, not to others.
+        taken.truncate(3);
+        assert_eq!(budget.pieces.available_permits(), 0);
+        taken.push(share.piece(&budget).await);
+        drop(share);
+        assert_eq!(budget.pieces.available_permits(), 0);
+        drop(taken);
+        assert_eq!(budget.pieces.available_permits(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_comes_as_a_whole_leaves_the_rest_to_others() {
+        let budget = Arc::new(Budget::new(8 << 20, 2));
+        let own = budget.pieces.clone().try_acquire_many_owned(budget.own_pieces(false)).unwrap();
+        let share = Share::of(own, false);
+        let _taken = [(); PIECES_OF_A_WHOLE].map(|()| share.piece(&budget).now_or_never().unwrap());
+        assert!(share.piece(&budget).now_or_never().is_none());
+        assert_eq!(budget.pieces.available_permits(), 4);
+        assert_eq!(Budget::new(0, 0).own_pieces(false), 1, "a budget is never less than what one range takes");
+    }
+
+    #[test]
     fn ranges_near_the_end_of_numbers_do_not_overflow() {
-        assert_eq!(plan_ranges(u64::MAX - 5, u64::MAX, 1 << 22).map(|r| r.end - r.start).sum::<u64>(), 5);
+        assert_eq!(end_of_range(u64::MAX - 5, u64::MAX, 1 << 22), u64::MAX);
     }
 }

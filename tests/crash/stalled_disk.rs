@@ -97,7 +97,7 @@ async fn a_disk_that_stalls_is_told_and_all_goes_on_when_it_answers() {
             let pull = client.pull(&PullRequest::of(origin.reference())).await.unwrap();
             pulls.push(client.watch(&pull.id).await.unwrap());
         }
-        // One of them has all of the memory, and the others wait for it.
+        // They share the memory; one has come as far as its origin lets it.
         select_all(origins.iter().map(|origin| Box::pin(origin.held()))).await;
         let before = resident_bytes(&daemon);
         let frozen = disk.freeze();

@@ -1,7 +1,6 @@
 //! A web server of models that counts each byte it sends, and stops, changes and lies when told to.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use larder::model::Digest;
@@ -44,7 +43,6 @@ struct Inner {
     /// Bytes sent of each file, by model and path.
     sent: HashMap<(String, String), u64>,
     /// Ranges of files that were asked for, in order.
-    ranges: Vec<Range<u64>>,
     /// After so many bytes of files, put this file in place of the one that is there.
     change: Option<(u64, String, String, Vec<u8>)>,
 }
@@ -75,7 +73,7 @@ pub(crate) enum Marks {
 impl ModelOrigin {
     /// Starts without a model.
     pub(crate) async fn start() -> ModelOrigin {
-        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), ranges: Vec::new(), change: None };
+        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), change: None };
         let (limit, sent) = (watch::Sender::new(Limit::Nothing), watch::Sender::new(0));
         let state = Arc::new(State { inner: Mutex::new(inner), limit, sent, held: watch::Sender::new(0) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -175,11 +173,6 @@ impl ModelOrigin {
     pub(crate) fn sent_of(&self, model: &str, path: &str) -> u64 {
         self.lock().sent.get(&(model.into(), path.into())).copied().unwrap_or(0)
     }
-
-    /// Bytes of files that were asked for.
-    pub(crate) fn asked_bytes(&self) -> u64 {
-        self.lock().ranges.iter().map(|range| range.end - range.start).sum()
-    }
 }
 
 impl State {
@@ -194,7 +187,6 @@ impl State {
         }
         let start = asked.header("range").and_then(|r| r.strip_prefix("bytes=")?.split('-').next()?.parse().ok());
         let start: u64 = start.unwrap_or(0);
-        self.inner.lock().unwrap().ranges.push(start..start + answer.body.len() as u64);
         if !connection.write(answer.head(answer.body.len())).await {
             return false;
         }
