@@ -27,7 +27,7 @@ mod transfer;
 mod warm;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub use caching::PageCache;
 use demand::Demand;
 use evict::Evictions;
 pub use job::{JobHandle, JobStatus};
-pub use lease::{Lease, NobodyKnows, PodDirectory};
+pub use lease::{Lease, PodDirectory};
 use ledger::Ledger;
 use limits::Room;
 pub use limits::{Limits, MinFree};
@@ -102,6 +102,8 @@ struct Inner {
     hands: Option<Hands>,
     metrics: Arc<Metrics>,
     ledger: Ledger,
+    /// Without one nobody knows which pods are gone.
+    pods: OnceLock<Arc<dyn PodDirectory>>,
     evictions: Evictions,
     pulls: Mutex<Pulls>,
     manifests: Manifests,
@@ -493,6 +495,7 @@ impl Cache {
             free_bytes: room.as_ref().map_or(0, |room| room.free_bytes),
             min_free_bytes: room.as_ref().map_or(0, |room| room.min_free_bytes),
             holders_unknown: self.why_holders_are_unknown().is_some(),
+            pods_unknown: self.pods().map(|pods| pods.trouble().is_some()),
             pulls_active: self.0.pulls.lock().expect("no panic while the pulls are held").active() as u64,
             leases: self.0.ledger.lease_counts(),
             volume_read_only: self.read_only_because().is_some(),

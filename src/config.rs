@@ -38,6 +38,8 @@ pub struct Config {
     pub serve: ServeConfig,
     /// `[scrub]`
     pub scrub: ScrubConfig,
+    /// `[kubernetes]`
+    pub kubernetes: KubernetesConfig,
     /// `[log]`
     pub log: LogConfig,
     /// Whether this is a pod.
@@ -93,6 +95,13 @@ pub struct ScrubConfig {
     pub rate: Option<Bytes>,
     /// Time between two passes.
     pub every: Duration,
+}
+
+/// The cluster this is a node of.
+#[derive(Debug, Clone)]
+pub struct KubernetesConfig {
+    /// The name of the node; `None`: the cluster is asked nothing.
+    pub node: Option<String>,
 }
 
 /// Logs.
@@ -318,6 +327,7 @@ impl Config {
                 metrics_by_model: false,
             },
             scrub: ScrubConfig { rate: None, every: Duration::ZERO },
+            kubernetes: KubernetesConfig { node: None },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
         }
@@ -767,6 +777,9 @@ mod tests {
             ("LARDER_VOLUME_MIN_FREE", "0", true),
             ("LARDER_SERVE_WARM_ON_OPEN", "true", true),
             ("LARDER_SERVE_WARM_ON_OPEN", "yes", false),
+            ("LARDER_KUBERNETES_NODE", "ip-10-0-0-1.ec2.internal", true),
+            ("LARDER_KUBERNETES_NODE", "n1,status.phase=Failed", false),
+            ("LARDER_KUBERNETES_NODE", "", true),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(106)), true),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(107)), false),
         ] {

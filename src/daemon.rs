@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, NobodyKnows};
+use crate::cache::Cache;
 use crate::config::{Config, ScrubConfig};
 use crate::fault::{Code, Problem};
+use crate::kubernetes::{self, Cluster, NodePods};
 use crate::serve::{self, Door, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
@@ -105,6 +106,7 @@ pub struct Daemon {
     tcp: Option<SocketAddr>,
     doors: Vec<JoinHandle<()>>,
     tending: JoinHandle<()>,
+    watching: Option<JoinHandle<()>>,
     shutdown: CancellationToken,
 }
 
@@ -141,14 +143,16 @@ impl Daemon {
             resuming.pull_pinned();
         })
         .await?;
-        let tending = tokio::spawn(tend(cache.clone(), config.scrub.clone()));
+        let pods = pods_of_node(config, &cache).await?;
+        let watching = pods.clone().map(|(pods, cluster)| tokio::spawn(async move { pods.watch(cluster).await }));
+        let tending = tokio::spawn(tend(cache.clone(), config.scrub.clone(), pods.map(|(pods, _)| pods)));
         drop(starting);
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),
             pod_socket = config.serve.pod_socket.as_deref().map(|path| tracing::field::display(path.display())),
             listen = tcp.map(tracing::field::display), "ready"
         );
-        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, shutdown })
+        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, watching, shutdown })
     }
 
     /// The Unix socket.
@@ -174,24 +178,56 @@ impl Daemon {
             }
         }
         self.tending.abort();
+        self.watching.iter().for_each(JoinHandle::abort);
         self.cache.drain(DRAIN_DEADLINE).await;
         tracing::info!("stopped");
     }
 }
 
+/// Who tells which pods of this node are gone, and whom he asks; nobody where we are no pod of a cluster.
+async fn pods_of_node(config: &Config, cache: &Cache) -> Result<Option<(Arc<NodePods>, Cluster)>, Problem> {
+    let Some(node) = config.kubernetes.node.clone() else { return Ok(None) };
+    let cache = cache.clone();
+    let asked = blocking(move || {
+        let cluster = Cluster::of_this_pod()?;
+        let pods = Arc::new(NodePods::new(&node));
+        cache.ask_about_pods(pods.clone());
+        // Asked before the first list begins, so that it answers for every lease that a former process granted.
+        cache.end_leases();
+        Ok::<_, kubernetes::Error>((pods, cluster))
+    });
+    match asked.await? {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => {
+            let Problem { code, message, action, .. } = Problem::of(&error);
+            tracing::warn!(%code, action, error = message, "it cannot be known which pods are gone: their leases are kept");
+            Ok(None)
+        }
+    }
+}
+
 /// Does from time to time what nobody asks for: writes recency, so that a crash loses seconds of it; ends leases; makes
-/// room where others have taken it; pulls what is pinned and not here; scrubs.
-async fn tend(cache: Cache, scrub: ScrubConfig) {
+/// room where others have taken it; pulls what is pinned and not here; scrubs. Leases of pods end as soon as those go.
+async fn tend(cache: Cache, scrub: ScrubConfig, pods: Option<Arc<NodePods>>) {
     let mut ticks = tokio::time::interval(TEND_EVERY);
     let mut missing = Backoff::new();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = some_went(pods.as_deref()) => {
+                let cache = cache.clone();
+                if blocking(move || cache.end_leases()).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        }
         let tended = cache.clone();
         let due = missing.is_due(cache.lacks_pinned());
         let scrub = scrub.clone();
         let work = blocking(move || {
             tended.flush();
-            tended.end_leases(&NobodyKnows);
+            tended.end_leases();
             tended.keep_room();
             if due {
                 tended.pull_pinned();
@@ -203,6 +239,13 @@ async fn tend(cache: Cache, scrub: ScrubConfig) {
         if work.await.is_err() {
             return;
         }
+    }
+}
+
+async fn some_went(pods: Option<&NodePods>) {
+    match pods {
+        Some(pods) => pods.some_went().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -181,6 +181,8 @@ codes! {
     VolumeLocked = "volume-locked" => Busy,
     /// No daemon answers on the socket.
     DaemonUnreachable = "daemon-unreachable" => Busy,
+    /// The API server of the cluster does not answer, or not as it should.
+    KubernetesUnreachable = "kubernetes-unreachable" => Busy,
     /// The source limits our rate.
     RateLimited = "rate-limited" => Upstream,
     /// Name resolution, connection, TLS, proxy or time-out.
@@ -209,6 +211,8 @@ codes! {
     ConfigInvalid = "config-invalid" => Misconfigured,
     /// An address or a socket cannot be listened on.
     ListenFailed = "listen-failed" => Misconfigured,
+    /// The API server of the cluster does not let us do what we need.
+    KubernetesDenied = "kubernetes-denied" => Misconfigured,
     /// The directory a model was to be made usable in does not take it.
     DestinationUnusable = "destination-unusable" => Misconfigured,
     /// The pull was cancelled by request.

@@ -9,7 +9,7 @@
 //! rank 8   main.rs   cli                words -> one call
 //! rank 7   daemon                       builds everything, runs, drains
 //! rank 6   config                       one file -> typed, all mistakes at once
-//! rank 5   serve   client               the door, and the other side of the door
+//! rank 5   serve   client   kubernetes  the door, the other side of the door, and what the cluster tells
 //! rank 4   cache                        the only place that decides: pull? wait? refuse?
 //! rank 3   store   index   source       bytes on this disk; facts; bytes from elsewhere
 //! rank 2   wire                         every byte that crosses a process
@@ -31,6 +31,7 @@
 //! - [`cache`]: the verbs.
 //! - [`serve`]: the doors: HTTP, and descriptors over the socket.
 //! - [`client`]: the same doors from the other side.
+//! - [`kubernetes`]: the API server of the cluster: which pods of this node are gone.
 //! - [`config`]: the file, the environment and the flags.
 //! - [`daemon`]: builds everything, runs it, drains it.
 //! - [`cli`]: words to one call.
@@ -42,6 +43,7 @@ pub mod config;
 pub mod daemon;
 pub mod fault;
 pub mod index;
+pub mod kubernetes;
 pub mod model;
 pub mod serve;
 pub mod source;

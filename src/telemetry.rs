@@ -63,10 +63,10 @@ pub enum InitError {
     Twice,
 }
 
-/// What libraries say below `warn` is about them, not about us, and may quote a request. hf-hub's errors come back to us
-/// and are logged once, where they are handled. A filter that names one wins.
+/// What libraries say below `warn` is about them, not about us, and may quote a request. The errors of hf-hub and kube come
+/// back to us and are logged once, where they are handled. A filter that names one wins.
 const QUIET: &str = "hf_hub=off,h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,object_store=warn,\
-                     tower=warn,sled=warn";
+                     tower=warn,sled=warn,kube_client=off,kube_runtime=off";
 
 /// Starts logging to standard error. `filter` is `info`, `larder=debug`, … as in `RUST_LOG`.
 ///

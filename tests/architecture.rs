@@ -12,6 +12,7 @@ const RANKS: &[(&str, u8)] = &[
     ("config", 6),
     ("serve", 5),
     ("client", 5),
+    ("kubernetes", 5),
     ("cache", 4),
     ("store", 3),
     ("index", 3),

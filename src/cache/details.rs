@@ -1,6 +1,7 @@
 //! How this node does things where it depends on the kernel, the file system or our rights.
 
 use super::Cache;
+use crate::fault::Problem;
 use crate::store::Descriptors;
 use crate::wire::http::Detail;
 
@@ -9,6 +10,7 @@ impl Cache {
     pub fn details(&self) -> Vec<Detail> {
         let holders = holders(self.why_holders_are_unknown());
         let mut details = vec![descriptors(self.0.volume.descriptors()), snapshots(), holders];
+        details.extend(self.pods().map(|of_node| pods(of_node.trouble())));
         details.extend(self.warm_details());
         details
     }
@@ -48,4 +50,16 @@ fn holders(unknown: Option<String>) -> Detail {
         Some(why) => ("unknown", format!("who uses what cannot be known, so nothing is evicted: {why}")),
     };
     Detail { name: "holders".into(), state: state.into(), means, best }
+}
+
+fn pods(trouble: Option<Problem>) -> Detail {
+    let best = trouble.is_none();
+    let (state, means) = match trouble {
+        None => ("watched", "a lease of a pod ends seconds after the pod has gone".to_owned()),
+        Some(Problem { code, message, action, .. }) => (
+            "unknown",
+            format!("which pods are gone cannot be known, so their leases are kept: {message} ({code}); {action}"),
+        ),
+    };
+    Detail { name: "pods".into(), state: state.into(), means, best }
 }

@@ -10,6 +10,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::ledger::Ledger;
 use super::{Cache, Error, now_ms, rfc3339};
+use crate::fault::Problem;
 use crate::model::{Holder, ModelId, ModelRef, Pod, Record};
 use crate::store::{LeaseNote, NotedHolder};
 use crate::wire::http::{HolderKind, LeaseInfo, LeaseTerms};
@@ -20,19 +21,13 @@ const MAX_NOTED_LEASES: usize = 10_000;
 /// Longest time a lease can be taken for: ten years is for ever, and nothing overflows.
 const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Knows whether a pod is still on this node. Kubernetes does; without it nobody does.
+/// Knows which pods are still on this node. Kubernetes does; where there is no Kubernetes, nobody does.
 pub trait PodDirectory: Send + Sync {
     /// `None`: it cannot be known now, so its leases stay.
     fn is_gone(&self, pod: &Pod) -> Option<bool>;
-}
 
-/// Where nobody knows any pod.
-pub struct NobodyKnows;
-
-impl PodDirectory for NobodyKnows {
-    fn is_gone(&self, _: &Pod) -> Option<bool> {
-        None
-    }
+    /// Why pods that have gone by now may not be known to have, if something keeps that from being known.
+    fn trouble(&self) -> Option<Problem>;
 }
 
 /// A lease as the books have it.
@@ -208,13 +203,24 @@ impl Cache {
         Ok(lease_info(&held, &record))
     }
 
+    /// From now on this tells which pods are gone. Before, or without it, nobody does, and their leases stay. The first one
+    /// that is given stays.
+    pub fn ask_about_pods(&self, pods: Arc<dyn PodDirectory>) {
+        let _ = self.0.pods.set(pods);
+    }
+
+    /// Who tells which pods are gone, if anybody does.
+    pub(super) fn pods(&self) -> Option<&dyn PodDirectory> {
+        self.0.pods.get().map(|pods| &**pods)
+    }
+
     /// Ends the leases whose time is over or whose pod is gone. Blocking.
-    pub fn end_leases(&self, pods: &dyn PodDirectory) {
+    pub fn end_leases(&self) {
         // If not now, then the next time.
         let Ok(_noting) = self.noting() else { return };
         for held in self.0.ledger.leases() {
             let gone = match &held.holder {
-                Holder::Pod(pod) => pods.is_gone(pod) == Some(true),
+                Holder::Pod(pod) => self.pods().and_then(|pods| pods.is_gone(pod)) == Some(true),
                 _ => false,
             };
             let why = match (gone, held.is_over()) {

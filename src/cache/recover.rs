@@ -85,6 +85,7 @@ impl Cache {
             hands,
             metrics,
             ledger: Ledger::default(),
+            pods: Default::default(),
             pulls: Default::default(),
             manifests: Default::default(),
             demand: Demand::new(),

@@ -21,6 +21,8 @@ const PB: u64 = 1_000_000_000_000_000;
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Longest value of any setting but a list, in bytes.
 const MAX_VALUE_BYTES: usize = 4096;
+/// Longest name of an object of Kubernetes, in bytes.
+const MAX_NAME_BYTES: usize = 253;
 /// Most references of a list.
 const MAX_REFERENCES: usize = 1_000;
 
@@ -93,6 +95,8 @@ pub(super) enum Slot {
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
     /// A list; in a text, blanks separate its members.
     References(fn(&mut Config) -> &mut Vec<ModelRef>),
+    /// The name of an object of Kubernetes, or `off`.
+    OptionalName(fn(&mut Config) -> &mut Option<String>),
     Format(fn(&mut Config) -> &mut LogFormat),
     /// `auto`, `keep`, `bypass`.
     PageCache(fn(&mut Config) -> &mut PageCache),
@@ -257,6 +261,15 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Time(|c| &mut c.scrub.every, Duration::from_secs(3600)..=Duration::from_secs(365 * 24 * 3600)),
     },
     Setting {
+        key: "kubernetes.node",
+        env: "LARDER_KUBERNETES_NODE",
+        flag: None,
+        default: Fallback::Text("off"),
+        doc: "The name of this node in its cluster. With it larder asks the Kubernetes API which pods of the node are gone, and \
+              ends their leases; `off`: nobody is asked, and they stay. The DaemonSet sets it.",
+        slot: Slot::OptionalName(|c| &mut c.kubernetes.node),
+    },
+    Setting {
         key: "log.format",
         env: "LARDER_LOG_FORMAT",
         flag: None,
@@ -307,6 +320,9 @@ impl Setting {
                 format!(
                     "a list of at most {MAX_REFERENCES} references without blanks; in a variable, blanks separate them"
                 )
+            }
+            Slot::OptionalName(_) => {
+                format!("1 to {MAX_NAME_BYTES} of the characters `a-z 0-9 - .`, or `off`")
             }
             Slot::Format(_) => "`auto`, `text` or `json`".to_owned(),
             Slot::PageCache(_) => "`auto`, `keep` or `bypass`".to_owned(),
@@ -390,6 +406,8 @@ impl Setting {
                 }
                 *at(config) = references;
             }
+            Slot::OptionalName(at) if text == "off" => *at(config) = None,
+            Slot::OptionalName(at) => *at(config) = Some(name(text).ok_or_else(refuse)?),
             Slot::Format(at) => {
                 *at(config) = match text {
                     "auto" => LogFormat::Auto,
@@ -425,6 +443,12 @@ pub(super) fn absolute(text: &str) -> Option<PathBuf> {
 
 fn socket(text: &str) -> Option<PathBuf> {
     absolute(text).filter(|_| text.len() <= MAX_SOCKET_PATH_BYTES)
+}
+
+/// It stands in a selector, where `,` and `=` have a meaning.
+fn name(text: &str) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    ((1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
 }
 
 fn size(text: &str, limits: &RangeInclusive<u64>) -> Option<Bytes> {

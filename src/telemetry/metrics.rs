@@ -72,6 +72,11 @@ pub const METRICS: &[Described] = &[
     described("larder_free_bytes", &[], "Bytes the file system of the volume would still give"),
     described("larder_min_free_bytes", &[], "Bytes of them that are left to others"),
     described("larder_holders_unknown", &[], "1 if who uses what cannot be known, so that nothing is evicted; else 0"),
+    described(
+        "larder_pods_unknown",
+        &[],
+        "1 if which pods are gone cannot be known, so that their leases are kept; else 0; absent outside of Kubernetes",
+    ),
     described("larder_pulls_active", &[], "Pulls under way"),
     described("larder_leases", &["kind"], "Leases that are held: by a pod, by a name or by a connection"),
     described("larder_volume_read_only", &[], "1 if the volume takes no more writes, else 0"),
@@ -290,6 +295,8 @@ pub struct Gauges {
     pub min_free_bytes: u64,
     /// Whether nothing is evicted, because who uses what cannot be known.
     pub holders_unknown: bool,
+    /// Whether leases of pods are kept, because which pods are gone cannot be known; `None` where nobody ever could.
+    pub pods_unknown: Option<bool>,
     /// Pulls under way.
     pub pulls_active: u64,
     /// Leases by the kind of their holder.
@@ -539,6 +546,7 @@ impl Metrics {
         gauge("larder_free_bytes", Some(gauges.free_bytes));
         gauge("larder_min_free_bytes", Some(gauges.min_free_bytes));
         gauge("larder_holders_unknown", Some(u64::from(gauges.holders_unknown)));
+        gauge("larder_pods_unknown", gauges.pods_unknown.map(u64::from));
         gauge("larder_pulls_active", Some(gauges.pulls_active));
         gauge("larder_volume_read_only", Some(u64::from(gauges.volume_read_only)));
         let leases = Family::<KindLabel, Gauge<u64, AtomicU64>>::default();
@@ -604,6 +612,7 @@ mod tests {
         metrics.encode(&Gauges {
             models: 4,
             quota_bytes: Some(50),
+            pods_unknown: Some(true),
             volume_read_only: true,
             resident_bytes: Some(70),
             resident_models: vec![model],
@@ -663,6 +672,7 @@ mod tests {
             "larder_http_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "larder_models 4",
             "larder_quota_bytes 50",
+            "larder_pods_unknown 1",
             "larder_volume_read_only 1",
         ] {
             assert!(text.lines().any(|l| l == line), "`{line}` is missing in\n{text}");

@@ -1,11 +1,11 @@
 //! Leases and pins: what somebody uses or keeps is not removed, over restarts too; and each ends when it should.
 
 use std::fs;
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use larder::cache::{NobodyKnows, PodDirectory};
+use larder::cache::PodDirectory;
 use larder::client::Client;
-use larder::fault::{Code, Diagnose};
+use larder::fault::{Code, Diagnose, Problem};
 use larder::model::Pod;
 use larder::wire::http::{HolderKind, LeaseInfo, LeaseTerms, OpenRequest, Opened, PinnedBy, PodIdentity};
 
@@ -126,17 +126,21 @@ async fn a_lease_ends_when_its_time_is_over_also_while_nobody_looked() {
     }
     node.restart(|_| fs::write(&note, format!("{written}\n")).unwrap()).await;
     assert_eq!(node.cache().leases(), []);
-    node.cache().end_leases(&NobodyKnows);
+    node.cache().end_leases();
     assert!(!note.exists());
     node.cache().remove(&model).unwrap();
 }
 
 /// What Kubernetes would say.
-struct Pods(Mutex<Vec<(&'static str, Option<bool>)>>);
+struct Pods([(&'static str, Option<bool>); 3]);
 
 impl PodDirectory for Pods {
     fn is_gone(&self, pod: &Pod) -> Option<bool> {
-        self.0.lock().unwrap().iter().find(|(uid, _)| *uid == pod.uid()).and_then(|(_, gone)| *gone)
+        self.0.iter().find(|(uid, _)| *uid == pod.uid()).and_then(|(_, gone)| *gone)
+    }
+
+    fn trouble(&self) -> Option<Problem> {
+        None
     }
 }
 
@@ -148,9 +152,11 @@ async fn the_lease_of_a_pod_ends_when_it_is_gone_and_stays_when_nobody_knows() {
     node.ready(&model).await;
     let ids = ["gone", "here", "unknown"].map(|uid| lease(&node, &model, pod(uid)).lease.unwrap().id);
     let by_name = lease(&node, &model, named("gone")).lease.unwrap().id;
-    node.cache().end_leases(&NobodyKnows);
+    node.cache().end_leases();
     assert_eq!(node.cache().leases().len(), 4);
-    node.cache().end_leases(&Pods(Mutex::new(vec![("gone", Some(true)), ("here", Some(false)), ("unknown", None)])));
+    let pods = Pods([("gone", Some(true)), ("here", Some(false)), ("unknown", None)]);
+    node.cache().ask_about_pods(Arc::new(pods));
+    node.cache().end_leases();
     let mut left: Vec<_> = node.cache().leases().into_iter().map(|lease| lease.id).collect();
     left.sort();
     let mut expected = vec![ids[1].clone(), ids[2].clone(), by_name];

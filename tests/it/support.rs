@@ -1,5 +1,6 @@
 //! What the tests stand on: origins, clients and other processes.
 
+pub(crate) mod api_server;
 pub(crate) mod azurite;
 pub(crate) mod breaking_proxy;
 pub(crate) mod bucket_double;

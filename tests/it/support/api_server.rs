@@ -1,0 +1,297 @@
+//! As much of a Kubernetes API server as larder asks: lists and watches of pods, over plain HTTP or TLS; and what goes wrong
+//! with one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use futures::stream;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use larder::kubernetes::Cluster;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Longest wait for a request: a bound against hanging, not a measurement.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+
+/// How it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// As it should.
+    Well,
+    /// It takes no connection, and has closed those there were.
+    Down,
+    /// This status to everything.
+    Refuses(u16),
+    /// What is no JSON, with 200.
+    Babbles,
+    /// Not at all.
+    Hangs,
+}
+
+/// The server. Use a clone from another task: all are one.
+#[derive(Clone)]
+pub(crate) struct ApiServer {
+    port: u16,
+    world: watch::Sender<World>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    token: Arc<NamedTempFile>,
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) query: HashMap<String, String>,
+    pub(crate) accept: String,
+}
+
+impl Asked {
+    pub(crate) fn is_watch(&self) -> bool {
+        self.query.contains_key("watch")
+    }
+}
+
+struct World {
+    mood: Mood,
+    /// Who may ask.
+    token: String,
+    version: u64,
+    pods: BTreeMap<String, FakePod>,
+    /// What changed, by version.
+    changes: Vec<(u64, &'static str, FakePod)>,
+    /// Changes up to here are forgotten.
+    forgotten: u64,
+}
+
+#[derive(Debug, Clone)]
+struct FakePod {
+    node: String,
+    namespace: String,
+    name: String,
+    uid: String,
+    version: u64,
+}
+
+impl FakePod {
+    /// Only who it is, which is what was asked for.
+    fn metadata(&self) -> Value {
+        let metadata = json!({
+            "name": self.name, "namespace": self.namespace, "uid": self.uid, "resourceVersion": self.version.to_string(),
+            "managedFields": [{"manager": "kubelet", "operation": "Update"}],
+        });
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+    }
+}
+
+impl ApiServer {
+    /// Without any pod.
+    pub(crate) async fn start() -> ApiServer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let world = World {
+            mood: Mood::Well,
+            token: "first".into(),
+            version: 1,
+            pods: BTreeMap::new(),
+            changes: Vec::new(),
+            forgotten: 0,
+        };
+        let token = NamedTempFile::new().unwrap();
+        std::fs::write(token.path(), "first").unwrap();
+        let server =
+            ApiServer { port, world: watch::Sender::new(world), asked: Arc::default(), token: Arc::new(token) };
+        let router = Router::new().fallback(answer).with_state(server.clone());
+        tokio::spawn(accept(listener, router, server.world.subscribe()));
+        server
+    }
+
+    /// As larder's pod would find it.
+    pub(crate) fn cluster(&self) -> Cluster {
+        let url: Uri = format!("http://127.0.0.1:{}", self.port).parse().unwrap();
+        let mut config = kube::Config::new(url);
+        config.auth_info.token_file = Some(self.token.path().to_str().unwrap().to_owned());
+        Cluster::new(config)
+    }
+
+    /// How it answers from now on.
+    pub(crate) fn becomes(&self, mood: Mood) {
+        self.world.send_modify(|world| world.mood = mood);
+    }
+
+    /// From now on only another token is good; it is in the file of the pod at once.
+    pub(crate) fn rotate_token(&self) {
+        self.world.send_modify(|world| world.token = "second".into());
+        std::fs::write(self.token.path(), "second").unwrap();
+    }
+
+    /// A pod comes to a node.
+    pub(crate) fn add(&self, node: &str, namespace: &str, name: &str, uid: &str) {
+        self.world.send_modify(|world| {
+            let [node, namespace, name, uid] = [node, namespace, name, uid].map(str::to_owned);
+            let pod = FakePod { node, namespace, name, uid, version: world.version + 1 };
+            world.pods.insert(pod.uid.clone(), pod.clone());
+            world.change("ADDED", pod);
+        });
+    }
+
+    /// A pod is deleted, or has ended, which is the same for who asks for those that have not.
+    pub(crate) fn remove(&self, uid: &str) {
+        self.world.send_modify(|world| {
+            let pod = world.pods.remove(uid).expect("the pod is there");
+            world.change("DELETED", pod);
+        });
+    }
+
+    /// Nobody can go on from what he knows: all must be listed.
+    pub(crate) fn forget(&self) {
+        self.world.send_modify(|world| {
+            world.version += 1;
+            world.forgotten = world.version;
+            world.changes.clear();
+        });
+    }
+
+    /// Every request so far, in order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Waits until so many requests have come in all.
+    pub(crate) async fn was_asked(&self, times: usize) {
+        let mut world = self.world.subscribe();
+        let enough = async {
+            while self.asked().len() < times {
+                world.changed().await.unwrap();
+            }
+        };
+        let asked = || self.asked().len();
+        assert!(tokio::time::timeout(MAX_WAIT, enough).await.is_ok(), "asked {} times, not {times}", asked());
+    }
+}
+
+impl World {
+    fn change(&mut self, kind: &'static str, pod: FakePod) {
+        self.version += 1;
+        self.changes.push((self.version, kind, FakePod { version: self.version, ..pod }));
+    }
+}
+
+async fn accept(listener: TcpListener, router: Router, world: watch::Receiver<World>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (router, mut world) = (router.clone(), world.clone());
+        tokio::spawn(async move {
+            let service = TowerToHyperService::new(router);
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ended = connection => {}
+                _down = world.wait_for(|world| world.mood == Mood::Down) => {}
+            }
+        });
+    }
+}
+
+async fn answer(
+    State(server): State<ApiServer>,
+    uri: Uri,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    let said = |name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+    let asked = Asked { query: query.clone(), accept: said(header::ACCEPT) };
+    let (mood, token) = {
+        let world = server.world.borrow();
+        (world.mood, format!("Bearer {}", world.token))
+    };
+    server.asked.lock().unwrap().push(asked.clone());
+    // Whoever waits for a request looks.
+    server.world.send_modify(|_| {});
+    match mood {
+        Mood::Refuses(code) => return status(code, "no rights, says the test"),
+        Mood::Babbles => return (StatusCode::OK, "<html>welcome</html>\n").into_response(),
+        Mood::Hangs => std::future::pending().await,
+        Mood::Well | Mood::Down => {}
+    }
+    if said(header::AUTHORIZATION) != token {
+        return status(401, "Unauthorized");
+    }
+    match uri.path() {
+        "/api/v1/pods" if asked.is_watch() => watch_pods(&server, &query),
+        "/api/v1/pods" => list_pods(&server, &query),
+        _ => status(404, "not found"),
+    }
+}
+
+fn status(code: u16, message: &str) -> Response {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code});
+    (StatusCode::from_u16(code).unwrap(), body.to_string()).into_response()
+}
+
+/// The node that is asked about.
+fn node_of(query: &HashMap<String, String>) -> String {
+    let selector = query.get("fieldSelector").expect("not all pods of the cluster are wanted");
+    let node = selector.strip_prefix("spec.nodeName=").expect("pods of one node are wanted");
+    let node = node.strip_suffix(",status.phase!=Succeeded,status.phase!=Failed");
+    node.expect("pods that have ended are not wanted").to_owned()
+}
+
+fn list_pods(server: &ApiServer, query: &HashMap<String, String>) -> Response {
+    let world = server.world.borrow();
+    let node = node_of(query);
+    let from: usize = query.get("continue").map_or(0, |token| token.parse().unwrap());
+    let limit: usize = query["limit"].parse().unwrap();
+    let all: Vec<_> = world.pods.values().filter(|pod| pod.node == node).collect();
+    let items: Vec<_> = all.iter().skip(from).take(limit).map(|pod| pod.metadata()).collect();
+    let mut metadata = json!({"resourceVersion": world.version.to_string()});
+    if from + limit < all.len() {
+        metadata["continue"] = (from + limit).to_string().into();
+    }
+    let list = json!({
+        "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items,
+    });
+    list.to_string().into_response()
+}
+
+fn watch_pods(server: &ApiServer, query: &HashMap<String, String>) -> Response {
+    let node = node_of(query);
+    let since: u64 = query["resourceVersion"].parse().unwrap();
+    let lines = stream::unfold((server.world.subscribe(), since), move |(mut world, since)| {
+        let node = node.clone();
+        async move {
+            let mut text = String::new();
+            loop {
+                let version = {
+                    let world = world.borrow_and_update();
+                    if since < world.forgotten {
+                        let gone = json!({"kind": "Status", "code": 410, "status": "Failure", "reason": "Expired"});
+                        text = format!("{}\n", json!({"type": "ERROR", "object": gone}));
+                    }
+                    for (_, kind, pod) in world.changes.iter().filter(|(at, _, pod)| *at > since && pod.node == node) {
+                        text += &format!("{}\n", json!({"type": kind, "object": pod.metadata()}));
+                    }
+                    if world.version > since {
+                        let metadata = json!({"resourceVersion": world.version.to_string()});
+                        let object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata});
+                        text += &format!("{}\n", json!({"type": "BOOKMARK", "object": object}));
+                    }
+                    world.version
+                };
+                if !text.is_empty() {
+                    return Some((Ok::<_, Infallible>(text), (world, version)));
+                }
+                world.changed().await.ok()?;
+            }
+        }
+    });
+    Response::new(Body::from_stream(lines))
+}
