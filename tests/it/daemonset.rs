@@ -67,9 +67,45 @@ fn no_container_has_a_privilege_without_a_reason() {
             let reasons: BTreeSet<String> = reasons.iter().map(|&reason| reason.to_owned()).collect();
             assert_eq!(privileges(pod, container), reasons, "{name}: {}", container["name"]);
         }
-        assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
-        let rights: Vec<_> = objects.iter().filter(|o| o["kind"].as_str().unwrap().contains("Role")).collect();
-        assert!(rights.is_empty(), "{name} grants rights that nothing uses: {rights:#?}");
+    }
+}
+
+/// What larder may do in the API, a verb and a resource each. A rule that says it in another way is no right with a reason.
+fn rights(objects: &[Value]) -> BTreeSet<String> {
+    let roles = objects.iter().filter(|object| matches!(object["kind"].as_str(), Some("Role" | "ClusterRole")));
+    let rules = roles.flat_map(|role| list(role, "/rules"));
+    rules.fold(BTreeSet::new(), |mut found, rule| {
+        assert_eq!(rule.as_object().unwrap().len(), 3, "{rule}");
+        for (group, resource, verb) in list(rule, "/apiGroups").iter().flat_map(|group| {
+            let resources = list(rule, "/resources").iter();
+            resources.flat_map(move |resource| list(rule, "/verbs").iter().map(move |verb| (group, resource, verb)))
+        }) {
+            let [group, resource, verb] = [group, resource, verb].map(|text| text.as_str().unwrap());
+            found.insert(format!("{verb} {resource}{}{group}", if group.is_empty() { "" } else { "." }));
+        }
+        found
+    })
+}
+
+#[test]
+fn larder_has_no_right_in_the_api_without_a_reason() {
+    let Some(renderings) = renderings() else { return };
+    for (name, objects) in renderings {
+        // To end the leases of pods that are gone.
+        let reasons = ["list pods", "watch pods"];
+        assert_eq!(rights(&objects), reasons.map(str::to_owned).into(), "{name}");
+        for binding in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("RoleBinding")) {
+            let subject = json!({"kind": "ServiceAccount", "name": "larder", "namespace": "larder"});
+            assert_eq!(binding["subjects"], json!([subject]), "{name}");
+            let role = &binding["roleRef"];
+            let defined = |object: &Value| object["kind"] == role["kind"] && object["metadata"]["name"] == role["name"];
+            assert!(objects.iter().any(defined), "{name}: {role}");
+        }
+        let account = only(&objects, "ServiceAccount");
+        assert_eq!(pod_spec(&objects)["serviceAccountName"], account["metadata"]["name"], "{name}");
+        // Whoever else runs under the account has no token of it unless he asks.
+        assert_eq!(account["automountServiceAccountToken"], false, "{name}");
+        assert_eq!(pod_spec(&objects)["automountServiceAccountToken"], true, "{name}");
     }
 }
 
@@ -109,7 +145,11 @@ fn every_setting_is_one_that_larder_takes_and_leads_into_what_is_mounted() {
             let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
             command.env_clear().args(["config", "show", "--output", "json"]);
             for variable in list(container, "/env") {
-                command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
+                let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                    Some("spec.nodeName") => "n1",
+                    _ => variable["value"].as_str().unwrap(),
+                };
+                command.env(variable["name"].as_str().unwrap(), value);
             }
             command.env("LARDER_CONFIG", file.path());
             let output = command.output().unwrap();
@@ -124,6 +164,7 @@ fn every_setting_is_one_that_larder_takes_and_leads_into_what_is_mounted() {
                 named(list(container, "/volumeMounts"), volume)["mountPath"].as_str().unwrap().to_owned()
             };
             assert_eq!(value("volume.root"), mounted("cache"), "{name}");
+            assert_eq!(value("kubernetes.node"), if container["name"] == "prepare" { "off" } else { "n1" }, "{name}");
             assert_eq!(value("serve.socket"), format!("{}/larder.sock", mounted("run")), "{name}");
             assert_eq!(value("serve.pod_socket"), format!("{}/pods/larder.sock", mounted("run")), "{name}");
             let listens = value("serve.listen");
@@ -136,6 +177,10 @@ fn every_setting_is_one_that_larder_takes_and_leads_into_what_is_mounted() {
         let file = named(list(pod, "/volumes"), "config");
         assert_eq!(file["configMap"]["name"], config["metadata"]["name"], "{name}");
     }
+}
+
+fn has_a_namespace(object: &Value) -> bool {
+    !matches!(object["kind"].as_str(), Some("Namespace" | "ClusterRole" | "ClusterRoleBinding"))
 }
 
 #[test]
@@ -158,7 +203,7 @@ fn every_selector_finds_the_daemons_pods() {
     let ports = list(named(list(pod_spec(&objects), "/containers"), "larder"), "/ports");
     let port = &only(&objects, "Service")["spec"]["ports"][0];
     assert_eq!(named(ports, port["targetPort"].as_str().unwrap())["containerPort"], port["port"]);
-    for object in objects.iter().filter(|object| object["kind"] != "Namespace") {
+    for object in objects.iter().filter(|object| has_a_namespace(object)) {
         assert_eq!(object["metadata"]["namespace"], "larder", "{}", object["kind"]);
     }
 }
@@ -293,7 +338,7 @@ fn an_api_server_takes_every_object() {
         let asked: Vec<Value> = objects
             .into_iter()
             .map(|mut object| {
-                if object["kind"] != "Namespace" {
+                if has_a_namespace(&object) {
                     object["metadata"]["namespace"] = json!("default");
                 }
                 object

@@ -81,8 +81,9 @@ impl Pod {
         pod["metadata"] = json!({"name": name, "annotations": kept});
         each_container(&mut pod["spec"], |container| {
             for variable in container["env"].as_array_mut().into_iter().flatten() {
-                // Podman has no namespaces to name.
-                if variable["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace" {
+                // Podman has neither namespaces nor nodes to name.
+                let field = &variable["valueFrom"]["fieldRef"]["fieldPath"];
+                if field == "metadata.namespace" || field == "spec.nodeName" {
                     *variable = json!({"name": variable["name"], "value": "default"});
                 }
             }
