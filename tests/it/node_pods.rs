@@ -10,6 +10,7 @@ use larder::wire::http::{LeaseTerms, OpenRequest, PodIdentity};
 use tokio::task::JoinHandle;
 
 use super::support::api_server::{ApiServer, Mood};
+use super::support::larder::Home;
 use super::support::model_origin::ModelOrigin;
 use super::support::node::TestNode;
 
@@ -256,4 +257,46 @@ async fn a_long_list_is_read_page_by_page() {
     here.holders_become(&["kept"]).await;
     let pages: Vec<_> = here.api.asked().into_iter().filter(|asked| !asked.is_watch()).collect();
     assert!(pages.iter().all(|asked| asked.query["limit"] == "50") && pages.len() >= 3, "{pages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_ends_leases_of_pods_with_what_kubelet_gives_it_and_says_when_it_cannot() {
+    let (origin, api) = (ModelOrigin::start().await, ApiServer::start_with_tls().await);
+    origin.put("m", "model.safetensors", b"weights");
+    let model = origin.reference("m");
+    let mut home = Home::new();
+    let (variables, identity) = api.of_pod();
+    for (name, value) in variables {
+        home.set(name, &value);
+    }
+    home.set("LARDER_KUBERNETES_NODE", "n1");
+    api.add("n1", "team", "vllm-0", "uid-0");
+    api.add("n1", "team", "vllm-1", "uid-1");
+    let Some(mut daemon) = home.serve_as_pod(identity).await else { return };
+    daemon.says("the pods of this node are known").await;
+    home.done(&["pull", &model]).await;
+    for n in ["0", "1"] {
+        home.set("POD_UID", &format!("uid-{n}"));
+        home.set("POD_NAMESPACE", "team");
+        home.set("POD_NAME", &format!("vllm-{n}"));
+        home.done(&["open", "--lease-for", "pod", &model]).await;
+    }
+    api.remove("uid-0");
+    let line = daemon.says("its pod is gone").await;
+    assert!(line.contains("team/vllm-0"), "{line}");
+
+    api.becomes(Mood::Down);
+    let line = daemon.says("it cannot be known which pods are gone: their leases are kept").await;
+    assert!(line.contains("kubernetes-unreachable") && line.contains("kubectl get --raw /readyz"), "{line}");
+    let doctor = home.done(&["doctor"]).await;
+    assert!(doctor.lines().any(|line| line.starts_with("note") && line.contains("pods")), "{doctor}");
+    api.remove("uid-1");
+    daemon.kill().await;
+    let Some(mut daemon) = home.serve_as_pod(identity).await else { return };
+    daemon.says("it cannot be known which pods are gone: their leases are kept").await;
+    assert!(home.done(&["leases"]).await.contains("team/vllm-1"));
+    api.becomes(Mood::Well);
+    let line = daemon.says("its pod is gone").await;
+    assert!(line.contains("team/vllm-1"), "{line}");
+    assert!(!daemon.said().contains("token-one"), "the token is in the log");
 }

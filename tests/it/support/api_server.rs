@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,9 +18,14 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use larder::kubernetes::Cluster;
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 /// Longest wait for a request: a bound against hanging, not a measurement.
 const MAX_WAIT: Duration = Duration::from_secs(120);
@@ -45,7 +51,18 @@ pub(crate) struct ApiServer {
     port: u16,
     world: watch::Sender<World>,
     asked: Arc<Mutex<Vec<Asked>>>,
-    token: Arc<NamedTempFile>,
+    account: Arc<Account>,
+}
+
+/// What kubelet mounts into a pod: the token, the authority of the API server, and the namespace.
+struct Account {
+    dir: TempDir,
+}
+
+impl Account {
+    fn token(&self) -> PathBuf {
+        self.dir.path().join("token")
+    }
 }
 
 /// One request.
@@ -94,24 +111,39 @@ impl FakePod {
 }
 
 impl ApiServer {
-    /// Without any pod.
+    /// Without any pod, over plain HTTP.
     pub(crate) async fn start() -> ApiServer {
+        ApiServer::start_with(None, "").await
+    }
+
+    /// The same over TLS, with a certificate that its authority has signed.
+    pub(crate) async fn start_with_tls() -> ApiServer {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        ApiServer::start_with(Some(TlsAcceptor::from(Arc::new(config))), &made.cert.pem()).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>, authority: &str) -> ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let world = World {
             mood: Mood::Well,
-            token: "first".into(),
+            token: "token-one".into(),
             version: 1,
             pods: BTreeMap::new(),
             changes: Vec::new(),
             forgotten: 0,
         };
-        let token = NamedTempFile::new().unwrap();
-        std::fs::write(token.path(), "first").unwrap();
-        let server =
-            ApiServer { port, world: watch::Sender::new(world), asked: Arc::default(), token: Arc::new(token) };
+        let account = Arc::new(Account { dir: tempfile::tempdir().unwrap() });
+        for (name, text) in [("token", "token-one"), ("ca.crt", authority), ("namespace", "larder")] {
+            std::fs::write(account.dir.path().join(name), text).unwrap();
+        }
+        let server = ApiServer { port, world: watch::Sender::new(world), asked: Arc::default(), account };
         let router = Router::new().fallback(answer).with_state(server.clone());
-        tokio::spawn(accept(listener, router, server.world.subscribe()));
+        tokio::spawn(accept(listener, tls, router, server.world.subscribe()));
         server
     }
 
@@ -119,8 +151,15 @@ impl ApiServer {
     pub(crate) fn cluster(&self) -> Cluster {
         let url: Uri = format!("http://127.0.0.1:{}", self.port).parse().unwrap();
         let mut config = kube::Config::new(url);
-        config.auth_info.token_file = Some(self.token.path().to_str().unwrap().to_owned());
+        config.auth_info.token_file = Some(self.account.token().to_str().unwrap().to_owned());
         Cluster::new(config)
+    }
+
+    /// The same for a process: the variables that kubelet sets, and the directory that it mounts.
+    pub(crate) fn of_pod(&self) -> ([(&'static str, String); 2], &Path) {
+        let variables =
+            [("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()), ("KUBERNETES_SERVICE_PORT", self.port.to_string())];
+        (variables, self.account.dir.path())
     }
 
     /// How it answers from now on.
@@ -130,8 +169,8 @@ impl ApiServer {
 
     /// From now on only another token is good; it is in the file of the pod at once.
     pub(crate) fn rotate_token(&self) {
-        self.world.send_modify(|world| world.token = "second".into());
-        std::fs::write(self.token.path(), "second").unwrap();
+        self.world.send_modify(|world| world.token = "token-two".into());
+        std::fs::write(self.account.token(), "token-two").unwrap();
     }
 
     /// A pod comes to a node.
@@ -186,19 +225,30 @@ impl World {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, world: watch::Receiver<World>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, world: watch::Receiver<World>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (router, mut world) = (router.clone(), world.clone());
+        let (tls, router, mut world) = (tls.clone(), router.clone(), world.clone());
         tokio::spawn(async move {
-            let service = TowerToHyperService::new(router);
-            let builder = auto::Builder::new(TokioExecutor::new());
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let connection = async {
+                match tls {
+                    None => serve(stream, router).await,
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => serve(stream, router).await,
+                        Err(_refused) => {}
+                    },
+                }
+            };
             tokio::select! {
-                _ended = connection => {}
+                () = connection => {}
                 _down = world.wait_for(|world| world.mood == Mood::Down) => {}
             }
         });
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let _ended = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn answer(

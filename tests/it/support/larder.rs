@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use super::skip::skipped;
+
 /// Longest wait for a line: a bound against hanging, not a measurement.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
@@ -111,6 +113,30 @@ impl Home {
 }
 
 impl Home {
+    /// The same daemon as a pod, whose kubelet has mounted this directory as its identity. `None`, after saying why, where
+    /// nothing can be mounted.
+    pub(crate) async fn serve_as_pod(&self, identity: &Path) -> Option<Running> {
+        const AS_POD: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/secrets/kubernetes.io \
+                              && ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && exec \"$0\" serve";
+        match Command::new("unshare").args(["--mount", "true"]).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                skipped(&format!("no mount namespace: {}", String::from_utf8_lossy(&output.stderr).trim()));
+                return None;
+            }
+            Err(e) => {
+                skipped(&format!("`unshare` does not run: {e}"));
+                return None;
+            }
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", AS_POD, env!("CARGO_BIN_EXE_larder")]).arg(identity);
+        command.env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        let mut daemon = Running::start(command);
+        daemon.says("\"message\":\"ready\"").await;
+        Some(daemon)
+    }
+
     /// The same daemon, which may open no more descriptors than this.
     pub(crate) async fn serve_with_descriptors(&self, most: u32) -> Running {
         let mut command = Command::new("sh");
