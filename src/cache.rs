@@ -43,6 +43,7 @@ use crate::telemetry::metrics::Gauges;
 
 pub use caching::PageCache;
 use demand::Demand;
+pub use evict::Announcer;
 use evict::Evictions;
 pub use job::{JobHandle, JobStatus};
 pub use lease::{Lease, PodDirectory};

@@ -102,6 +102,10 @@ pub struct ScrubConfig {
 pub struct KubernetesConfig {
     /// The name of the node; `None`: the cluster is asked nothing.
     pub node: Option<String>,
+    /// Whether the node tells what is here.
+    pub announce: bool,
+    /// The key of the taint that goes when what is pinned is here.
+    pub startup_taint: Option<String>,
 }
 
 /// Logs.
@@ -327,7 +331,7 @@ impl Config {
                 metrics_by_model: false,
             },
             scrub: ScrubConfig { rate: None, every: Duration::ZERO },
-            kubernetes: KubernetesConfig { node: None },
+            kubernetes: KubernetesConfig { node: None, announce: false, startup_taint: None },
             log: LogConfig { format: LogFormat::Auto, filter: String::new() },
             effective: Vec::new(),
         }

@@ -1,5 +1,7 @@
 //! Builds everything, runs it, drains it.
 
+mod membership;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Cache;
 use crate::config::{Config, ScrubConfig};
 use crate::fault::{Code, Problem};
-use crate::kubernetes::{self, Cluster, NodePods};
+use crate::kubernetes::NodePods;
 use crate::serve::{self, Door, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
+
+use membership::Membership;
 
 /// How often the daemon does what nobody asks for.
 const TEND_EVERY: Duration = Duration::from_secs(5);
@@ -106,7 +110,7 @@ pub struct Daemon {
     tcp: Option<SocketAddr>,
     doors: Vec<JoinHandle<()>>,
     tending: JoinHandle<()>,
-    watching: Option<JoinHandle<()>>,
+    membership: Option<Membership>,
     shutdown: CancellationToken,
 }
 
@@ -143,16 +147,16 @@ impl Daemon {
             resuming.pull_pinned();
         })
         .await?;
-        let pods = pods_of_node(config, &cache).await?;
-        let watching = pods.clone().map(|(pods, cluster)| tokio::spawn(async move { pods.watch(cluster).await }));
-        let tending = tokio::spawn(tend(cache.clone(), config.scrub.clone(), pods.map(|(pods, _)| pods)));
+        let membership = Membership::begin(&config.kubernetes, &cache, &latches).await?;
+        let tending =
+            tokio::spawn(tend(cache.clone(), config.scrub.clone(), membership.as_ref().map(Membership::pods)));
         drop(starting);
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),
             pod_socket = config.serve.pod_socket.as_deref().map(|path| tracing::field::display(path.display())),
             listen = tcp.map(tracing::field::display), "ready"
         );
-        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, watching, shutdown })
+        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, membership, shutdown })
     }
 
     /// The Unix socket.
@@ -171,6 +175,9 @@ impl Daemon {
         let reason = asked.await;
         tracing::info!(reason, "draining");
         let _unready = self.latches.hold("shutting down");
+        if let Some(membership) = self.membership {
+            membership.end().await;
+        }
         self.shutdown.cancel();
         for door in self.doors {
             if let Err(error) = door.await {
@@ -178,31 +185,8 @@ impl Daemon {
             }
         }
         self.tending.abort();
-        self.watching.iter().for_each(JoinHandle::abort);
         self.cache.drain(DRAIN_DEADLINE).await;
         tracing::info!("stopped");
-    }
-}
-
-/// Who tells which pods of this node are gone, and whom he asks; nobody where we are no pod of a cluster.
-async fn pods_of_node(config: &Config, cache: &Cache) -> Result<Option<(Arc<NodePods>, Cluster)>, Problem> {
-    let Some(node) = config.kubernetes.node.clone() else { return Ok(None) };
-    let cache = cache.clone();
-    let asked = blocking(move || {
-        let cluster = Cluster::of_this_pod()?;
-        let pods = Arc::new(NodePods::new(&node));
-        cache.ask_about_pods(pods.clone());
-        // Asked before the first list begins, so that it answers for every lease that a former process granted.
-        cache.end_leases();
-        Ok::<_, kubernetes::Error>((pods, cluster))
-    });
-    match asked.await? {
-        Ok(found) => Ok(Some(found)),
-        Err(error) => {
-            let Problem { code, message, action, .. } = Problem::of(&error);
-            tracing::warn!(%code, action, error = message, "it cannot be known which pods are gone: their leases are kept");
-            Ok(None)
-        }
     }
 }
 

@@ -1,7 +1,11 @@
-//! What larder hears from the Kubernetes API of its own cluster. Without an answer larder goes on, and says so.
+//! What larder hears from the Kubernetes API of its own cluster, and what it tells there. Without an answer larder goes on, and
+//! says so.
 //!
 //! It asks with the token of the pod's ServiceAccount. Where there is none, nothing of this runs.
 
+mod announcer;
+mod happening;
+mod notice;
 mod pods;
 
 use std::time::Duration;
@@ -10,6 +14,8 @@ use kube::runtime::watcher;
 
 use crate::fault::{Code, Diagnose};
 
+pub use announcer::NodeAnnouncer;
+pub use notice::{MAX_LABELLED, MODEL_PREFIX, NAMES_ANNOTATION, READY_LABEL};
 pub use pods::NodePods;
 
 /// Longest time without a byte on a connection: a watch is ended by the API server before that.
@@ -89,7 +95,7 @@ pub enum Found {
     /// It does not let us.
     #[error("the API server refuses it ({status}): {detail}")]
     Refused {
-        /// 401: it does not know us; 403: we lack a right.
+        /// 401: it does not know us; 403: we lack a right; others: the request makes no sense to it.
         status: u16,
         /// The API server's words.
         detail: String,
@@ -118,8 +124,11 @@ impl Diagnose for Error {
             Found::Refused { status: 401, .. } => {
                 "nothing, if the token has just been rotated: it is read again; else look at the log of the API server".into()
             }
+            Found::Refused { status: 404, .. } => {
+                "set `kubernetes.node` to the name of this node (`kubectl get nodes`)".into()
+            }
             Found::Refused { .. } => {
-                "give larder's ServiceAccount its rights (`daemonset/base/rbac.yaml`): apply your kustomization again".into()
+                "give larder's ServiceAccount its rights (`rbac.yaml` in `daemonset/`): apply your kustomization again".into()
             }
             Found::NoIdentity { .. } => {
                 "let kubelet mount the token (`automountServiceAccountToken: true` in the DaemonSet), or set \
@@ -146,8 +155,8 @@ fn found(error: &kube::Error) -> Found {
 fn answered(status: &kube::core::Status) -> Found {
     let detail = quoted(&status.message);
     match status.code {
-        status @ (401 | 403) => Found::Refused { status, detail },
         410 => Found::Gone,
+        status @ (400..=428 | 430..=499) => Found::Refused { status, detail },
         code => Found::Unreachable { detail: format!("it answers {code}: {detail}") },
     }
 }

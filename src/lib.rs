@@ -9,7 +9,7 @@
 //! rank 8   main.rs   cli                words -> one call
 //! rank 7   daemon                       builds everything, runs, drains
 //! rank 6   config                       one file -> typed, all mistakes at once
-//! rank 5   serve   client   kubernetes  the door, the other side of the door, and what the cluster tells
+//! rank 5   serve   client   kubernetes  the door, its other side, and the cluster's API
 //! rank 4   cache                        the only place that decides: pull? wait? refuse?
 //! rank 3   store   index   source       bytes on this disk; facts; bytes from elsewhere
 //! rank 2   wire                         every byte that crosses a process
@@ -31,7 +31,7 @@
 //! - [`cache`]: the verbs.
 //! - [`serve`]: the doors: HTTP, and descriptors over the socket.
 //! - [`client`]: the same doors from the other side.
-//! - [`kubernetes`]: the API server of the cluster: which pods of this node are gone.
+//! - [`kubernetes`]: the API server of the cluster: which pods of this node are gone, and what the node says of itself.
 //! - [`config`]: the file, the environment and the flags.
 //! - [`daemon`]: builds everything, runs it, drains it.
 //! - [`cli`]: words to one call.

@@ -3,11 +3,12 @@
 //! Never half a model, and never one that somebody uses: not one that is leased, pinned or being pulled, none that has just
 //! come, and none that the kernel says somebody has open, even if he never asked us. What cannot be known keeps everything.
 
+mod announce;
 pub(super) mod plan;
 mod told;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::ledger::{Books, Refusal, Unnamed};
 use super::limits::Short;
@@ -16,6 +17,7 @@ use crate::index::LastUse;
 use crate::model::{Bytes, Digest, ModelId, ModelRef, Record};
 use crate::store::{Eviction, Holders, OpenYet};
 use crate::telemetry::metrics::EvictionRule;
+pub use announce::Announcer;
 use plan::{Census, Counted, Kept, Plan, Victim, plan};
 
 /// Most descriptors of removed files that are kept to see when readers close them. The bytes of more are not counted.
@@ -27,6 +29,8 @@ pub(super) struct Evictions {
     /// One at a time: two plans of the same moment would take twice what is needed.
     turn: Mutex<()>,
     notes: Mutex<Notes>,
+    /// Who tells others what is here, if anybody does.
+    announcer: OnceLock<Arc<dyn Announcer>>,
 }
 
 #[derive(Default)]
@@ -121,6 +125,7 @@ impl Cache {
                 return Ok(Made { evictions, freed_bytes, outlook });
             }
             let mut came_between = None;
+            let _withdrawn = self.withdraw(outlook.plan.victims.iter().map(|victim| victim.id).collect());
             for victim in &outlook.plan.victims {
                 match self.evict(&outlook, victim, cause)? {
                     Some((eviction, bytes)) => {
@@ -244,6 +249,7 @@ impl Cache {
         let freed_bytes = self.destroy(unnamed, holders)?;
         self.save_stamps();
         self.0.metrics.evicted(cause.rule(), freed_bytes);
+        self.announce_eviction(&eviction);
         tracing::info!(
             model = %eviction.model, reference = %eviction.reference, version = eviction.version, rule = eviction.rule,
             rank = eviction.rank, bytes = freed_bytes, needed_by = eviction.needed_by, needed = eviction.needed_bytes,

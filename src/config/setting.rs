@@ -21,7 +21,7 @@ const PB: u64 = 1_000_000_000_000_000;
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Longest value of any setting but a list, in bytes.
 const MAX_VALUE_BYTES: usize = 4096;
-/// Longest name of an object of Kubernetes, in bytes.
+/// Longest name of an object or a taint of Kubernetes, in bytes.
 const MAX_NAME_BYTES: usize = 253;
 /// Most references of a list.
 const MAX_REFERENCES: usize = 1_000;
@@ -95,7 +95,7 @@ pub(super) enum Slot {
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
     /// A list; in a text, blanks separate its members.
     References(fn(&mut Config) -> &mut Vec<ModelRef>),
-    /// The name of an object of Kubernetes, or `off`.
+    /// The name of an object or a taint of Kubernetes, or `off`.
     OptionalName(fn(&mut Config) -> &mut Option<String>),
     Format(fn(&mut Config) -> &mut LogFormat),
     /// `auto`, `keep`, `bypass`.
@@ -270,6 +270,24 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::OptionalName(|c| &mut c.kubernetes.node),
     },
     Setting {
+        key: "kubernetes.announce",
+        env: "LARDER_KUBERNETES_ANNOUNCE",
+        flag: None,
+        default: Fallback::Text("false"),
+        doc: "Whether the node says in its labels that larder is ready and which models are there, and in events what went \
+              wrong. Needs `kubernetes.node`, and rights that the component `node-labels` brings.",
+        slot: Slot::Bool(|c| &mut c.kubernetes.announce),
+    },
+    Setting {
+        key: "kubernetes.startup_taint",
+        env: "LARDER_KUBERNETES_STARTUP_TAINT",
+        flag: None,
+        default: Fallback::Text("off"),
+        doc: "The key of a taint that new nodes have. larder takes it off, once, when everything that is pinned is there. Needs \
+              `kubernetes.announce`.",
+        slot: Slot::OptionalName(|c| &mut c.kubernetes.startup_taint),
+    },
+    Setting {
         key: "log.format",
         env: "LARDER_LOG_FORMAT",
         flag: None,
@@ -322,7 +340,7 @@ impl Setting {
                 )
             }
             Slot::OptionalName(_) => {
-                format!("1 to {MAX_NAME_BYTES} of the characters `a-z 0-9 - .`, or `off`")
+                format!("1 to {MAX_NAME_BYTES} of the characters `a-z 0-9 - . /`, or `off`")
             }
             Slot::Format(_) => "`auto`, `text` or `json`".to_owned(),
             Slot::PageCache(_) => "`auto`, `keep` or `bypass`".to_owned(),
@@ -447,7 +465,7 @@ fn socket(text: &str) -> Option<PathBuf> {
 
 /// It stands in a selector, where `,` and `=` have a meaning.
 fn name(text: &str) -> Option<String> {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-./".contains(&b);
     ((1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
 }
 

@@ -43,7 +43,7 @@ impl Cache {
     }
 }
 
-fn told(eviction: &Eviction) -> EvictionInfo {
+pub(super) fn told(eviction: &Eviction) -> EvictionInfo {
     EvictionInfo {
         at: rfc3339(eviction.at_ms),
         model: eviction.model.to_string(),

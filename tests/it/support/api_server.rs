@@ -1,5 +1,5 @@
-//! As much of a Kubernetes API server as larder asks: lists and watches of pods, over plain HTTP or TLS; and what goes wrong
-//! with one.
+//! As much of a Kubernetes API server as larder asks: lists and watches of pods, one node, events, over plain HTTP or TLS; and
+//! what goes wrong with one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -41,7 +41,7 @@ pub(crate) enum Mood {
     Refuses(u16),
     /// What is no JSON, with 200.
     Babbles,
-    /// Not at all.
+    /// Not before it becomes another one.
     Hangs,
 }
 
@@ -88,6 +88,26 @@ struct World {
     changes: Vec<(u64, &'static str, FakePod)>,
     /// Changes up to here are forgotten.
     forgotten: u64,
+    node: FakeNode,
+    events: Vec<Value>,
+}
+
+/// Node `n1`, as far as larder has to do with it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeNode {
+    /// What larder has applied.
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Keys.
+    pub(crate) taints: Vec<String>,
+}
+
+impl FakeNode {
+    fn object(&self, version: u64) -> Value {
+        let taints: Vec<_> = self.taints.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
+        let metadata = json!({"name": "n1", "resourceVersion": version.to_string()});
+        json!({"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {"taints": taints}})
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -136,6 +156,8 @@ impl ApiServer {
             pods: BTreeMap::new(),
             changes: Vec::new(),
             forgotten: 0,
+            node: FakeNode::default(),
+            events: Vec::new(),
         };
         let account = Arc::new(Account { dir: tempfile::tempdir().unwrap() });
         for (name, text) in [("token", "token-one"), ("ca.crt", authority), ("namespace", "larder")] {
@@ -200,6 +222,26 @@ impl ApiServer {
         });
     }
 
+    /// A taint on the node.
+    pub(crate) fn taint(&self, key: &str) {
+        self.world.send_modify(|world| world.node.taints.push(key.to_owned()));
+    }
+
+    /// Waits until the node is as it should be.
+    pub(crate) async fn node_becomes(&self, expected: impl Fn(&FakeNode) -> bool) -> FakeNode {
+        let mut world = self.world.subscribe();
+        let seen = tokio::time::timeout(MAX_WAIT, world.wait_for(|world| expected(&world.node))).await;
+        let node = || self.world.borrow().node.clone();
+        seen.unwrap_or_else(|_| panic!("the node stays {:?}", node())).unwrap().node.clone()
+    }
+
+    /// Waits until there are so many events; all of them.
+    pub(crate) async fn events(&self, count: usize) -> Vec<Value> {
+        let mut world = self.world.subscribe();
+        let seen = tokio::time::timeout(MAX_WAIT, world.wait_for(|world| world.events.len() >= count)).await;
+        seen.expect("there are events").unwrap().events.clone()
+    }
+
     /// Every request so far, in order.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
@@ -219,6 +261,28 @@ impl ApiServer {
 }
 
 impl World {
+    /// Nothing is changed without a body.
+    fn change_node(&mut self, body: Option<Value>, merge: bool, query: &HashMap<String, String>) -> Response {
+        match body {
+            None => {}
+            Some(body) if merge => {
+                let seen = body["metadata"]["resourceVersion"].as_str().unwrap();
+                if seen.parse::<u64>().unwrap() != self.version {
+                    return status(409, "the node has changed");
+                }
+                let taints = body["spec"]["taints"].as_array().unwrap();
+                self.node.taints = taints.iter().map(|taint| taint["key"].as_str().unwrap().to_owned()).collect();
+            }
+            Some(body) => {
+                assert_eq!((query["fieldManager"].as_str(), query["force"].as_str()), ("larder", "true"));
+                let texts = |field: &str| serde_json::from_value(body["metadata"][field].clone()).unwrap();
+                (self.node.labels, self.node.annotations) = (texts("labels"), texts("annotations"));
+            }
+        }
+        self.version += 1;
+        self.node.object(self.version).to_string().into_response()
+    }
+
     fn change(&mut self, kind: &'static str, pod: FakePod) {
         self.version += 1;
         self.changes.push((self.version, kind, FakePod { version: self.version, ..pod }));
@@ -253,9 +317,11 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Ro
 
 async fn answer(
     State(server): State<ApiServer>,
+    method: Method,
     uri: Uri,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
+    body: Bytes,
 ) -> Response {
     let said = |name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
     let asked = Asked { query: query.clone(), accept: said(header::ACCEPT) };
@@ -269,7 +335,7 @@ async fn answer(
     match mood {
         Mood::Refuses(code) => return status(code, "no rights, says the test"),
         Mood::Babbles => return (StatusCode::OK, "<html>welcome</html>\n").into_response(),
-        Mood::Hangs => std::future::pending().await,
+        Mood::Hangs => drop(server.world.subscribe().wait_for(|world| world.mood != Mood::Hangs).await),
         Mood::Well | Mood::Down => {}
     }
     if said(header::AUTHORIZATION) != token {
@@ -278,6 +344,17 @@ async fn answer(
     match uri.path() {
         "/api/v1/pods" if asked.is_watch() => watch_pods(&server, &query),
         "/api/v1/pods" => list_pods(&server, &query),
+        "/api/v1/nodes/n1" => {
+            let (mut answered, merge) = (status(500, ""), said(header::CONTENT_TYPE) == "application/merge-patch+json");
+            let body = (method == Method::PATCH).then(|| serde_json::from_slice(&body).unwrap());
+            server.world.send_modify(|world| answered = world.change_node(body, merge, &query));
+            answered
+        }
+        "/apis/events.k8s.io/v1/namespaces/default/events" if method == Method::POST => {
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            server.world.send_modify(|world| world.events.push(event.clone()));
+            (StatusCode::CREATED, event.to_string()).into_response()
+        }
         _ => status(404, "not found"),
     }
 }
