@@ -17,6 +17,7 @@ use toml::de::{DeTable, DeValue};
 use crate::cache::{CacheConfig, Limits, MinFree, PageCache};
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, ModelRef};
+use crate::serve::Account;
 use crate::telemetry::LogFormat;
 
 pub use setting::{Fallback, SETTINGS, Setting};
@@ -82,6 +83,12 @@ pub struct ServeConfig {
     pub pod_socket: Option<PathBuf>,
     /// The TCP address, if there is one.
     pub listen: Option<SocketAddr>,
+    /// The TCP address for health and metrics alone, if there is one.
+    pub health_listen: Option<SocketAddr>,
+    /// The TCP address for those with a token, if there is one.
+    pub network_listen: Option<SocketAddr>,
+    /// Whose tokens are good there.
+    pub network_accounts: Vec<Account>,
     /// Whether an open starts to warm what is not resident.
     pub warm_on_open: bool,
     /// Whether each model has a metric of its own.
@@ -327,6 +334,9 @@ impl Config {
                 socket: PathBuf::new(),
                 pod_socket: None,
                 listen: None,
+                health_listen: None,
+                network_listen: None,
+                network_accounts: Vec::new(),
                 warm_on_open: false,
                 metrics_by_model: false,
             },
@@ -784,6 +794,9 @@ mod tests {
             ("LARDER_KUBERNETES_NODE", "ip-10-0-0-1.ec2.internal", true),
             ("LARDER_KUBERNETES_NODE", "n1,status.phase=Failed", false),
             ("LARDER_KUBERNETES_NODE", "", true),
+            ("LARDER_SERVE_NETWORK_ACCOUNTS", "team/ci kube-system/default", true),
+            ("LARDER_SERVE_NETWORK_ACCOUNTS", "team/*", false),
+            ("LARDER_SERVE_NETWORK_ACCOUNTS", "ci", false),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(106)), true),
             ("LARDER_SOCKET", &format!("/{}", "s".repeat(107)), false),
         ] {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -18,7 +19,7 @@ use crate::cache::Cache;
 use crate::config::{Config, ScrubConfig};
 use crate::fault::{Code, Problem};
 use crate::kubernetes::NodePods;
-use crate::serve::{self, Door, ReadyLatches, fd};
+use crate::serve::{self, Door, Listener, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
 
@@ -125,19 +126,26 @@ impl Daemon {
         let most = fd::most_connections(fd::raise_descriptor_limit());
         let frames = fd::Frames::new(cache.clone(), most, shutdown.clone());
         let door = Door { cache: cache.clone(), metrics, latches: latches.clone(), shutdown: shutdown.clone() };
-        let router = serve::router(door);
+        let (router, health_router) = (serve::router(door.clone()), serve::health_router(door));
 
-        let mut listeners = vec![serve::bind_unix(&config.serve.socket).await.map_err(|e| Problem::of(&e))?];
-        if let Some(address) = config.serve.listen {
-            listeners.push(serve::bind_tcp(address).await.map_err(|e| Problem::of(&e))?);
-        }
-        let tcp = listeners.iter().find_map(|listener| listener.tcp_address());
+        let socket = serve::bind_unix(&config.serve.socket).await.map_err(|e| Problem::of(&e))?;
+        let listener = bound(config.serve.listen).await?;
+        let health_listener = bound(config.serve.health_listen).await?;
+        let network_listener = bound(config.serve.network_listen).await?;
+        let addresses = [&listener, &health_listener, &network_listener].map(|l| l.as_ref()?.tcp_address());
+        let gate = match &network_listener {
+            Some(_) => Some(Arc::new(membership::gate(&config.serve.network_accounts).await?)),
+            None => None,
+        };
         let pods = match &config.serve.pod_socket {
             Some(path) => Some(serve::bind_for_pods(path).await.map_err(|e| Problem::of(&e))?),
             None => None,
         };
-        let listen = |l| tokio::spawn(serve::listen(l, router.clone(), Some(frames.clone()), shutdown.clone()));
-        let mut doors: Vec<_> = listeners.into_iter().map(listen).collect();
+        let listen = |l, router, frames| tokio::spawn(serve::listen(l, router, frames, shutdown.clone()));
+        let mut doors = vec![listen(socket, router.clone(), Some(frames.clone()))];
+        doors.extend(listener.map(|l| listen(l, router.clone(), None)));
+        doors.extend(health_listener.map(|l| listen(l, health_router, None)));
+        doors.extend(network_listener.zip(gate).map(|(l, gate)| listen(l, router.layer(Extension(gate)), None)));
         doors.extend(pods.map(|pods| tokio::spawn(fd::listen_to_pods(pods, frames))));
 
         let (resuming, pinned) = (cache.clone(), config.pull.pinned.clone());
@@ -151,12 +159,23 @@ impl Daemon {
         let tending =
             tokio::spawn(tend(cache.clone(), config.scrub.clone(), membership.as_ref().map(Membership::pods)));
         drop(starting);
+        let [listen, health, network] = addresses;
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),
             pod_socket = config.serve.pod_socket.as_deref().map(|path| tracing::field::display(path.display())),
-            listen = tcp.map(tracing::field::display), "ready"
+            listen = listen.map(tracing::field::display), health_listen = health.map(tracing::field::display),
+            network_listen = network.map(tracing::field::display), "ready"
         );
-        Ok(Daemon { cache, latches, socket: config.serve.socket.clone(), tcp, doors, tending, membership, shutdown })
+        Ok(Daemon {
+            cache,
+            latches,
+            socket: config.serve.socket.clone(),
+            tcp: listen,
+            doors,
+            tending,
+            membership,
+            shutdown,
+        })
     }
 
     /// The Unix socket.
@@ -187,6 +206,13 @@ impl Daemon {
         self.tending.abort();
         self.cache.drain(DRAIN_DEADLINE).await;
         tracing::info!("stopped");
+    }
+}
+
+async fn bound(address: Option<SocketAddr>) -> Result<Option<Listener>, Problem> {
+    match address {
+        Some(address) => Ok(Some(serve::bind_tcp(address).await.map_err(|e| Problem::of(&e))?)),
+        None => Ok(None),
     }
 }
 

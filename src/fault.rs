@@ -159,6 +159,8 @@ codes! {
     AuthInvalid = "auth-invalid" => Denied,
     /// The account has not accepted the model's licence.
     LicenceNotAccepted = "licence-not-accepted" => Denied,
+    /// The API is asked over the network without a token of a ServiceAccount that is good for it.
+    TokenRefused = "token-refused" => Denied,
     /// A rule of ours forbids it.
     PolicyDenied = "policy-denied" => Denied,
     /// The model does not fit in what is free now.

@@ -7,6 +7,7 @@ mod announcer;
 mod happening;
 mod notice;
 mod pods;
+mod tokens;
 
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ impl Diagnose for Error {
             }
             Found::NoIdentity { .. } => {
                 "let kubelet mount the token (`automountServiceAccountToken: true` in the DaemonSet), or set \
-                 `kubernetes.node` to `off`"
+                 `kubernetes.node` and `serve.network_listen` to `off`"
                     .into()
             }
             Found::NotYet => "nothing: it is waited for".into(),

@@ -3,6 +3,7 @@
 
 mod evictions;
 pub mod fd;
+mod gate;
 mod health;
 pub mod http;
 mod leases;
@@ -39,8 +40,9 @@ use crate::fault::{Code, Diagnose};
 use crate::telemetry::Metrics;
 
 use fd::{Frames, Spoken, spoken};
+pub use gate::{AUDIENCE, Account, Gate, TokenReviewer};
 pub use health::{Latch, ReadyLatches};
-pub use http::{openapi, router};
+pub use http::{health_router, openapi, router};
 
 /// What the routes need. Cheap to clone.
 #[derive(Clone)]
@@ -132,7 +134,8 @@ impl Diagnose for Error {
             Error::SocketInUse { .. } => format!("stop the larder that runs, or set {SETTINGS} to another path"),
             Error::Socket { .. } => format!("make its directory writable for this user, or set {SETTINGS}"),
             Error::PortInUse { .. } | Error::Address { .. } => {
-                "set `serve.listen` or LARDER_LISTEN to an address of this machine and a free port".into()
+                "set `serve.listen`, `serve.health_listen` or `serve.network_listen` to an address of this machine and a free port"
+                    .into()
             }
         }
     }

@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::Config;
 use crate::cache::{MinFree, PageCache};
 use crate::model::{Bytes, ModelRef, Share};
+use crate::serve::Account;
 use crate::telemetry::LogFormat;
 
 const KIB: u64 = 1 << 10;
@@ -23,6 +24,8 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_VALUE_BYTES: usize = 4096;
 /// Longest name of an object or a taint of Kubernetes, in bytes.
 const MAX_NAME_BYTES: usize = 253;
+/// Most ServiceAccounts of a list.
+const MAX_ACCOUNTS: usize = 100;
 /// Most references of a list.
 const MAX_REFERENCES: usize = 1_000;
 
@@ -95,6 +98,8 @@ pub(super) enum Slot {
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
     /// A list; in a text, blanks separate its members.
     References(fn(&mut Config) -> &mut Vec<ModelRef>),
+    /// A list of ServiceAccounts; in a text, blanks separate its members.
+    Accounts(fn(&mut Config) -> &mut Vec<Account>),
     /// The name of an object or a taint of Kubernetes, or `off`.
     OptionalName(fn(&mut Config) -> &mut Option<String>),
     Format(fn(&mut Config) -> &mut LogFormat),
@@ -227,6 +232,32 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Listen(|c| &mut c.serve.listen),
     },
     Setting {
+        key: "serve.health_listen",
+        env: "LARDER_SERVE_HEALTH_LISTEN",
+        flag: None,
+        default: Fallback::Text("off"),
+        doc: "A further TCP address, which answers `/livez`, `/readyz` and `/metrics` and nothing else; `off` for none.",
+        slot: Slot::Listen(|c| &mut c.serve.health_listen),
+    },
+    Setting {
+        key: "serve.network_listen",
+        env: "LARDER_SERVE_NETWORK_LISTEN",
+        flag: None,
+        default: Fallback::Text("off"),
+        doc: "A further TCP address, for the network of pods; `off` for none. Every request needs the token of a ServiceAccount in \
+              `serve.network_accounts`, made for the audience `larder.dev`; the Kubernetes API confirms it. It is not encrypted.",
+        slot: Slot::Listen(|c| &mut c.serve.network_listen),
+    },
+    Setting {
+        key: "serve.network_accounts",
+        env: "LARDER_SERVE_NETWORK_ACCOUNTS",
+        flag: None,
+        default: Fallback::EmptyList,
+        doc: "ServiceAccounts, as `namespace/name`, that may use the API on `serve.network_listen`. They may do all of it, so they can \
+              pull and remove models.",
+        slot: Slot::Accounts(|c| &mut c.serve.network_accounts),
+    },
+    Setting {
         key: "serve.warm_on_open",
         env: "LARDER_SERVE_WARM_ON_OPEN",
         flag: None,
@@ -339,6 +370,9 @@ impl Setting {
                     "a list of at most {MAX_REFERENCES} references without blanks; in a variable, blanks separate them"
                 )
             }
+            Slot::Accounts(_) => {
+                format!("a list of at most {MAX_ACCOUNTS} of `namespace/name`; in a variable, blanks separate them")
+            }
             Slot::OptionalName(_) => {
                 format!("1 to {MAX_NAME_BYTES} of the characters `a-z 0-9 - . /`, or `off`")
             }
@@ -352,7 +386,7 @@ impl Setting {
     pub(super) fn text_of(&self, value: &DeValue<'_>) -> Result<String, String> {
         let is_share = matches!(self.slot, Slot::Quota(..) | Slot::MinFree(..));
         let number = is_share || matches!(self.slot, Slot::Size(..) | Slot::OptionalSize(..) | Slot::Count(..));
-        let list = matches!(self.slot, Slot::References(_));
+        let list = matches!(self.slot, Slot::References(_) | Slot::Accounts(_));
         match value {
             DeValue::Array(members) if list => {
                 let text = |member: &DeValue<'_>| match member {
@@ -380,6 +414,7 @@ impl Setting {
         let refuse = || format!("{:?} is not {}", shown(text), self.takes());
         let longest = match self.slot {
             Slot::References(_) => MAX_REFERENCES * ModelRef::MAX_BYTES,
+            Slot::Accounts(_) => MAX_ACCOUNTS * 2 * MAX_NAME_BYTES,
             _ => MAX_VALUE_BYTES,
         };
         if text.len() > longest || text.contains('\0') {
@@ -423,6 +458,10 @@ impl Setting {
                     return Err(format!("it has {} references, it is not {}", references.len(), self.takes()));
                 }
                 *at(config) = references;
+            }
+            Slot::Accounts(at) => {
+                let accounts: Option<Vec<Account>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
+                *at(config) = accounts.filter(|accounts| accounts.len() <= MAX_ACCOUNTS).ok_or_else(refuse)?;
             }
             Slot::OptionalName(at) if text == "off" => *at(config) = None,
             Slot::OptionalName(at) => *at(config) = Some(name(text).ok_or_else(refuse)?),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::task::JoinHandle;
 
 use super::blocking;
@@ -10,7 +11,7 @@ use crate::cache::Cache;
 use crate::config::KubernetesConfig;
 use crate::fault::Problem;
 use crate::kubernetes::{self, Cluster, NodeAnnouncer, NodePods};
-use crate::serve::ReadyLatches;
+use crate::serve::{AUDIENCE, Account, Gate, ReadyLatches, TokenReviewer};
 
 /// How often the daemon looks what there is to tell.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -79,6 +80,21 @@ impl Membership {
             telling.abort();
         }
         self.watching.abort();
+    }
+}
+
+/// The gate of the door on the network. An error where nobody can tell whose a token is, because then nobody could be let in.
+pub(super) async fn gate(accounts: &[Account]) -> Result<Gate, Problem> {
+    let cluster = blocking(Cluster::of_this_pod).await?.map_err(|error| Problem::of(&error))?;
+    Ok(Gate::new(Arc::new(Reviewer(cluster)), accounts))
+}
+
+struct Reviewer(Cluster);
+
+#[async_trait]
+impl TokenReviewer for Reviewer {
+    async fn review(&self, token: &str) -> Result<Option<String>, Problem> {
+        self.0.user_of_token(token, AUDIENCE).await.map_err(|error| Problem::of(&error))
     }
 }
 

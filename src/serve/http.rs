@@ -44,10 +44,16 @@ fn routes() -> OpenApiRouter<Door> {
         .routes(routes!(evictions::plan)) //                GET            /v1/evictions/plan
         .routes(routes!(warms::submit, warms::list)) //     POST   GET     /v1/warms
         .routes(routes!(warms::show, warms::cancel)) //     GET    DELETE  /v1/warms/{id}
+        .routes(routes!(document)) //                       GET            /openapi.json
+        .merge(health_routes())
+}
+
+/// What probes and Prometheus ask. They change nothing.
+fn health_routes() -> OpenApiRouter<Door> {
+    OpenApiRouter::new()
         .routes(routes!(health::livez)) //                  GET            /livez
         .routes(routes!(health::readyz)) //                 GET            /readyz
         .routes(routes!(health::numbers)) //                GET            /metrics
-        .routes(routes!(document)) //                       GET            /openapi.json
 }
 
 /// This document.
@@ -62,6 +68,12 @@ async fn document() -> Json<utoipa::openapi::OpenApi> {
 pub fn router(door: Door) -> Router {
     let metrics = door.metrics.clone();
     request::with_manners(routes().with_state(door).into(), metrics)
+}
+
+/// Health and metrics alone, with the same manners: for a port that more may reach than may pull.
+pub fn health_router(door: Door) -> Router {
+    let metrics = door.metrics.clone();
+    request::with_manners(health_routes().with_state(door).into(), metrics)
 }
 
 /// The API in OpenAPI 3.1, from the handlers themselves.

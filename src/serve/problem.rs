@@ -42,6 +42,13 @@ impl Refused {
         refused
     }
 
+    /// 401 is not the status of any fault: who asks must say who he is.
+    pub(super) fn without_a_token(message: String, action: String) -> Refused {
+        let mut refused = Refused::new(Code::TokenRefused, message, action);
+        refused.status = StatusCode::UNAUTHORIZED;
+        refused
+    }
+
     /// Makes `response`, which carries this refusal, say it.
     pub(super) fn write_into(self, response: &mut Response, request_id: &str) {
         let mut body = ProblemBody::from(&self.problem);
@@ -53,6 +60,9 @@ impl Refused {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.problem.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

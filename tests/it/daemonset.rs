@@ -97,6 +97,10 @@ fn larder_has_no_right_in_the_api_without_a_reason() {
             // To say what is here, to take the taint of new nodes off, and to say what went wrong.
             reasons.extend(["patch nodes", "get nodes", "create events.events.k8s.io"]);
         }
+        if name == "network-api" {
+            // To learn who asks.
+            reasons.push("create tokenreviews.authentication.k8s.io");
+        }
         assert_eq!(rights(&objects), reasons.into_iter().map(str::to_owned).collect(), "{name}");
         for binding in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("RoleBinding")) {
             let subject = json!({"kind": "ServiceAccount", "name": "larder", "namespace": "larder"});
@@ -173,12 +177,11 @@ fn every_setting_is_one_that_larder_takes_and_leads_into_what_is_mounted() {
             assert_eq!(value("kubernetes.node"), if container["name"] == "prepare" { "off" } else { "n1" }, "{name}");
             assert_eq!(value("serve.socket"), format!("{}/larder.sock", mounted("run")), "{name}");
             assert_eq!(value("serve.pod_socket"), format!("{}/pods/larder.sock", mounted("run")), "{name}");
-            let listens = value("serve.listen");
-            assert_eq!(
-                listens.starts_with("127.0.0.1:"),
-                name != "metrics" || container["name"] == "prepare",
-                "{listens}"
-            );
+            assert!(value("serve.listen").starts_with("127.0.0.1:"), "{name}: whoever reaches it can remove models");
+            for (setting, component) in [("serve.health_listen", "metrics"), ("serve.network_listen", "network-api")] {
+                let is_open = name == component && container["name"] != "prepare";
+                assert_eq!(value(setting) != "off", is_open, "{name}: {setting}");
+            }
         }
         let file = named(list(pod, "/volumes"), "config");
         assert_eq!(file["configMap"]["name"], config["metadata"]["name"], "{name}");
@@ -196,19 +199,34 @@ fn every_selector_finds_the_daemons_pods() {
     let Some(objects) = base_with(&all) else { return };
     let set = only(&objects, "DaemonSet");
     let labels = set["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
-    for (what, selector) in [
-        ("DaemonSet", &set["spec"]["selector"]["matchLabels"]),
-        ("NetworkPolicy", &only(&objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]),
-        ("Service", &only(&objects, "Service")["spec"]["selector"]),
-    ] {
+    let mut selected = 0;
+    for object in &objects {
+        let what = &object["kind"];
+        let selector = match what.as_str().unwrap() {
+            "DaemonSet" => &object["spec"]["selector"]["matchLabels"],
+            "NetworkPolicy" => &object["spec"]["podSelector"]["matchLabels"],
+            "Service" => &object["spec"]["selector"],
+            _ => continue,
+        };
+        selected += 1;
         let selector = selector.as_object().unwrap_or_else(|| panic!("{what} selects nothing"));
         assert!(!selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value)), "{what}");
         // A selector cannot change when larder does.
         assert!(!selector.contains_key("app.kubernetes.io/version"), "{what}");
     }
+    assert_eq!(selected, 6);
     let ports = list(named(list(pod_spec(&objects), "/containers"), "larder"), "/ports");
-    let port = &only(&objects, "Service")["spec"]["ports"][0];
-    assert_eq!(named(ports, port["targetPort"].as_str().unwrap())["containerPort"], port["port"]);
+    for object in &objects {
+        let led_to = list(object, "/spec/ports").iter().map(|port| &port["targetPort"]);
+        let let_in =
+            list(object, "/spec/ingress").iter().flat_map(|rule| list(rule, "/ports")).map(|port| &port["port"]);
+        for port in led_to.chain(let_in) {
+            named(ports, port.as_str().unwrap());
+        }
+        if let Some(scraped) = object["metadata"]["annotations"]["prometheus.io/port"].as_str() {
+            assert_eq!(named(ports, "health")["containerPort"].to_string(), scraped);
+        }
+    }
     for object in objects.iter().filter(|object| has_a_namespace(object)) {
         assert_eq!(object["metadata"]["namespace"], "larder", "{}", object["kind"]);
     }

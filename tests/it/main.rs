@@ -14,6 +14,7 @@ mod hostile;
 mod hostile_reader;
 mod hub_protocol;
 mod init;
+mod network_door;
 mod node_announcer;
 mod node_pods;
 mod pods;

@@ -1,4 +1,4 @@
-//! As much of a Kubernetes API server as larder asks: lists and watches of pods, one node, events, over plain HTTP or TLS; and
+//! As much of a Kubernetes API server as larder asks: lists and watches of pods, one node, events, reviews of tokens, over plain HTTP or TLS; and
 //! what goes wrong with one.
 
 use std::collections::{BTreeMap, HashMap};
@@ -350,6 +350,9 @@ async fn answer(
             server.world.send_modify(|world| answered = world.change_node(body, merge, &query));
             answered
         }
+        "/apis/authentication.k8s.io/v1/tokenreviews" if method == Method::POST => {
+            review(&serde_json::from_slice(&body).unwrap())
+        }
         "/apis/events.k8s.io/v1/namespaces/default/events" if method == Method::POST => {
             let event: Value = serde_json::from_slice(&body).unwrap();
             server.world.send_modify(|world| world.events.push(event.clone()));
@@ -362,6 +365,23 @@ async fn answer(
 fn status(code: u16, message: &str) -> Response {
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code});
     (StatusCode::from_u16(code).unwrap(), body.to_string()).into_response()
+}
+
+/// A token for us is `larder.<namespace>--<name>.x`; one for the API server begins otherwise.
+fn review(asked: &Value) -> Response {
+    assert_eq!(asked["spec"]["audiences"], json!(["larder.dev"]));
+    let token = asked["spec"]["token"].as_str().unwrap();
+    let mut answer = json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {}});
+    let of = token.split('.').nth(1).and_then(|of| of.split_once("--"));
+    answer["status"] = match of {
+        None => json!({"error": "not a token of ours"}),
+        Some((namespace, name)) => {
+            let user = json!({"username": format!("system:serviceaccount:{namespace}:{name}")});
+            let audience = if token.starts_with("larder.") { "larder.dev" } else { "https://kubernetes.default.svc" };
+            json!({"authenticated": true, "user": user, "audiences": [audience]})
+        }
+    };
+    (StatusCode::CREATED, answer.to_string()).into_response()
 }
 
 /// The node that is asked about.

@@ -200,10 +200,15 @@ impl Running {
 
     /// Where it listens on TCP, from the line that says that it is ready.
     pub(crate) fn tcp_address(&self) -> SocketAddr {
+        self.address("listen")
+    }
+
+    /// The same for another setting of `serve`.
+    pub(crate) fn address(&self, setting: &str) -> SocketAddr {
         let said = self.said();
         let ready = said.lines().find(|line| line.contains("\"message\":\"ready\"")).expect("it is ready");
         let line: serde_json::Value = serde_json::from_str(ready).unwrap();
-        line["listen"].as_str().expect("it listens on TCP").parse().unwrap()
+        line[setting].as_str().expect("it listens on TCP").parse().unwrap()
     }
 
     /// SIGKILL, and its end.
