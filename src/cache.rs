@@ -434,7 +434,7 @@ impl Diagnose for Error {
             Error::TooManyLeases { .. } => "release some that are not needed (`larder leases`, `larder release`)".into(),
             Error::TooManyPins { .. } => "unpin some (`larder pins`, `larder unpin`)".into(),
             Error::NotPinned { .. } => "see what is pinned with `larder pins`".into(),
-            Error::PinnedByConfig { .. } => "take it out of `pull.pinned` and send the daemon SIGHUP".into(),
+            Error::PinnedByConfig { .. } => "take it out of `pull.pinned`: a running daemon notices".into(),
             Error::PullNotFound { .. } => "list the pulls with `larder pulls`".into(),
             Error::ScrubNotFound { .. } => "see those there are with `GET /v1/scrubs`".into(),
             Error::WarmNotFound { .. } => "warm the model again: what is resident is not read twice".into(),

@@ -43,6 +43,8 @@ pub struct Config {
     pub kubernetes: KubernetesConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// The file, which need not be there.
+    file: Option<PathBuf>,
     /// Whether this is a pod.
     in_kubernetes: bool,
     effective: Vec<Effective>,
@@ -229,7 +231,10 @@ impl Config {
         let mut problems = surroundings.problems();
         let mut config = Config { in_kubernetes: surroundings.is_pod(), ..Config::blank() };
         match config_file(flags, surroundings) {
-            Ok(Some(file)) => read_file(&file, &mut config, &mut problems),
+            Ok(Some(file)) => {
+                read_file(&file, &mut config, &mut problems);
+                config.file = Some(file.path);
+            }
             Ok(None) => {}
             Err(problem) => problems.push(problem),
         }
@@ -281,6 +286,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The file that it is read from, if it has one; it may be absent.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// Every setting with its value and who said it, in the order of [`SETTINGS`].
     pub fn effective(&self) -> &[Effective] {
         &self.effective
@@ -321,6 +331,7 @@ impl Config {
             Limits { quota: None, low_water_percent: 100, min_free: MinFree::Auto, min_residency: Duration::ZERO };
         Config {
             volume: VolumeConfig { root: PathBuf::new(), limits },
+            file: None,
             in_kubernetes: false,
             pull: PullConfig {
                 memory: Bytes(0),

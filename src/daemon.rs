@@ -1,5 +1,6 @@
 //! Builds everything, runs it, drains it.
 
+mod config_file;
 mod membership;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use crate::serve::{self, Door, Listener, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
 use crate::telemetry::{self, Metrics};
 
+use config_file::ConfigFile;
 use membership::Membership;
 
 /// How often the daemon does what nobody asks for.
@@ -30,7 +32,7 @@ const TEND_EVERY: Duration = Duration::from_secs(5);
 /// How long a drain waits for pulls to pause.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The keys that SIGHUP applies.
+/// The keys that are applied to a running daemon.
 const APPLIED_AT_ONCE: [&str; 5] =
     ["volume.quota", "volume.low_water", "volume.min_free", "volume.min_residency", "pull.pinned"];
 
@@ -54,7 +56,8 @@ pub async fn build_view(config: &Config) -> Result<Cache, Problem> {
     Ok(blocking(move || Cache::view(config, Arc::new(Metrics::new()))).await??)
 }
 
-/// Logs as configured, runs until SIGTERM or SIGINT, then drains. SIGHUP reads the configuration again with `reload`.
+/// Logs as configured, runs until SIGTERM or SIGINT, then drains. SIGHUP, and a change of the configuration file, reads the
+/// configuration again with `reload`.
 pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) -> Result<(), Problem> {
     telemetry::init(config.log.format, &config.log.filter).map_err(|error| {
         let action = "write `log.filter` as in `info` or `info,larder=debug`";
@@ -63,6 +66,8 @@ pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) 
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
+    // A start may take long, and what changes meanwhile is not missed.
+    let mut file = config.file().and_then(ConfigFile::watch);
     let daemon = Daemon::start(config).await?;
     let (cache, mut config) = (daemon.cache.clone(), config.clone());
     let asked = async move {
@@ -70,12 +75,21 @@ pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) 
             tokio::select! {
                 _ = terminate.recv() => return "SIGTERM",
                 _ = interrupt.recv() => return "SIGINT",
-                _ = hangup.recv() => config = reloaded(&cache, config, reload()).await,
+                _ = hangup.recv() => {}
+                () = changed(file.as_mut()) => {}
             }
+            config = reloaded(&cache, config, reload()).await;
         }
     };
     daemon.run_until(asked).await;
     Ok(())
+}
+
+async fn changed(file: Option<&mut ConfigFile>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Applies what can change while the daemon runs, and says what cannot. A configuration with mistakes changes nothing.

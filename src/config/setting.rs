@@ -125,7 +125,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::Text("none"),
         doc: "Most of the disk that models may use; a percentage is of the file system, `none` is all that it has. What \
               was used least recently is evicted for a pull that does not fit; if that is not enough, the pull is refused \
-              before its first byte. SIGHUP applies it.",
+              before its first byte. A change is applied at once.",
         slot: Slot::Quota(|c| &mut c.volume.limits.quota, 1_000_000..=1000 * PB),
     },
     Setting {
@@ -133,7 +133,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "LARDER_VOLUME_LOW_WATER",
         flag: None,
         default: Fallback::Text("95%"),
-        doc: "To how much of the quota an eviction brings use down, so that not every pull must evict. SIGHUP applies it.",
+        doc: "To how much of the quota an eviction brings use down, so that not every pull must evict. A change is applied at once.",
         slot: Slot::Percent(|c| &mut c.volume.limits.low_water_percent, 1..=100),
     },
     Setting {
@@ -143,7 +143,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::Text("auto"),
         doc: "How much of the file system is left to others, whatever the quota says; what they use counts too. `auto` is \
               20 % where kubelet may be on the same file system, because it throws images away below 15 % and evicts \
-              pods below 10 %, and 2GB elsewhere. SIGHUP applies it.",
+              pods below 10 %, and 2GB elsewhere. A change is applied at once.",
         slot: Slot::MinFree(|c| &mut c.volume.limits.min_free, 0..=PB),
     },
     Setting {
@@ -152,7 +152,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: None,
         default: Fallback::Text("10m"),
         doc: "A model that came less than this ago is not evicted, so that two that do not fit together do not push each \
-              other out again and again. SIGHUP applies it.",
+              other out again and again. A change is applied at once.",
         slot: Slot::Time(|c| &mut c.volume.limits.min_residency, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600)),
     },
     Setting {
@@ -202,8 +202,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "LARDER_PULL_PINNED",
         flag: None,
         default: Fallback::EmptyList,
-        doc: "References that are pulled when the daemon starts, and kept: the pre-warm list. SIGHUP applies a changed list \
-              to a running daemon.",
+        doc: "References that are pulled when the daemon starts, and kept: the pre-warm list. A change is applied at once.",
         slot: Slot::References(|c| &mut c.pull.pinned),
     },
     Setting {

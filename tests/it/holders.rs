@@ -250,7 +250,7 @@ async fn the_configuration_and_people_pin_without_getting_in_each_others_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_applies_the_difference_and_a_mistake_changes_nothing() {
+async fn a_changed_file_applies_the_difference_and_a_mistake_changes_nothing() {
     let origin = origin_with(&["a", "b", "c"]).await;
     let [a, b, c] = ["a", "b", "c"].map(|model| origin.reference(model));
     let mut home = Home::new();
@@ -266,7 +266,6 @@ async fn sighup_applies_the_difference_and_a_mistake_changes_nothing() {
     home.done(&["pin", &a]).await;
 
     configure(&(pinned(&[&b, &c]) + "retries = 3\n"));
-    daemon.hang_up();
     let line = daemon.says("configuration read again").await;
     assert!(line.contains("pull.pinned") && line.contains("pull.retries"), "{line}");
     home.done(&["open", "--wait", &c]).await;
@@ -276,10 +275,50 @@ async fn sighup_applies_the_difference_and_a_mistake_changes_nothing() {
 
     let before = Client::new(&home.socket()).pins().await.unwrap();
     configure("[pull]\npinned = [\"ftp://x\"]\n");
-    daemon.hang_up();
     let line = daemon.says("the configuration is not applied").await;
     assert!(line.contains("config-invalid") && line.contains("ftp"), "{line}");
     assert_eq!(Client::new(&home.socket()).pins().await.unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_reads_the_configuration_again_wherever_it_is() {
+    let mut home = Home::new();
+    let (elsewhere, file) = (home.path().join("elsewhere.toml"), home.path().join("data/larder.toml"));
+    fs::write(&elsewhere, "").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    home.set("LARDER_CONFIG", file.to_str().unwrap());
+    let mut daemon = home.serve().await;
+    fs::write(&elsewhere, "[pull]\nretries = 3\n").unwrap();
+    daemon.hang_up();
+    let line = daemon.says("configuration read again").await;
+    assert!(line.contains("pull.retries"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_config_map_reaches_a_running_daemon() {
+    let origin = origin_with(&["a"]).await;
+    let model = origin.reference("a");
+    let mut home = Home::new();
+    // As kubelet mounts it: a link to a file behind a link, of which the second is given another aim.
+    let dir = home.path().join("etc");
+    let publish = |name: &str, text: &str| {
+        fs::create_dir_all(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("config.toml"), text).unwrap();
+        std::os::unix::fs::symlink(name, dir.join("..data_tmp")).unwrap();
+        fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    };
+    publish("..first", "");
+    std::os::unix::fs::symlink("..data/config.toml", dir.join("config.toml")).unwrap();
+    home.set("LARDER_CONFIG", dir.join("config.toml").to_str().unwrap());
+    let mut daemon = home.serve().await;
+    publish("..second", &format!("[pull]\npinned = [\"{model}\"]\n"));
+    daemon.says("\"message\":\"pull ready\"").await;
+    publish("..third", "[pull]\npinned = 1\n");
+    daemon.says("the configuration is not applied").await;
+    assert_eq!(Client::new(&home.socket()).pins().await.unwrap().len(), 1);
+    publish("..fourth", "");
+    daemon.says("configuration read again").await;
+    assert!(Client::new(&home.socket()).pins().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
