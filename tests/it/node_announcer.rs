@@ -175,6 +175,8 @@ async fn a_taint_goes_when_everything_that_is_pinned_is_here_and_those_of_others
     // The pull that this has begun fails: the model is not there yet.
     assert_eq!(here.node.pull(&b).await.phase, Phase::Failed);
     here.look();
+    // Events are told last.
+    here.api.events(1).await;
     let node = here.tells(&[(&a, "pinned")]).await;
     assert_eq!(node.taints, ["larder.dev/starting", "nvidia.com/gpu"]);
     here.pull("b", 1).await;

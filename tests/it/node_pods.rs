@@ -166,7 +166,7 @@ async fn while_the_api_server_is_down_leases_stay_and_it_is_said_and_made_up_for
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_else_the_api_server_answers_leases_stay_until_it_is_well_again() {
-    for (mood, code, says) in [
+    let cases = [
         (
             Mood::Refuses(403),
             Code::KubernetesDenied,
@@ -179,7 +179,8 @@ async fn whatever_else_the_api_server_answers_leases_stay_until_it_is_well_again
         ),
         (Mood::Refuses(500), Code::KubernetesUnreachable, "it answers 500: no rights, says the test"),
         (Mood::Babbles, Code::KubernetesUnreachable, "answers what cannot be read: expected value at line 1 column 1"),
-    ] {
+    ];
+    let tried = cases.map(|(mood, code, says)| async move {
         let here = ClusterNode::with_leases_of(&["a"]).await;
         here.trouble_becomes(None).await;
         // What it knows is not enough to go on, so it has to ask.
@@ -192,7 +193,8 @@ async fn whatever_else_the_api_server_answers_leases_stay_until_it_is_well_again
         assert_eq!(here.holders(), ["team/pod-a"]);
         here.api.becomes(Mood::Well);
         here.holders_become(&[]).await;
-    }
+    });
+    futures::future::join_all(tried).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
