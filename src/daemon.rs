@@ -147,8 +147,8 @@ impl Daemon {
         let health_listener = bound(config.serve.health_listen).await?;
         let network_listener = bound(config.serve.network_listen).await?;
         let addresses = [&listener, &health_listener, &network_listener].map(|l| l.as_ref()?.tcp_address());
-        let gate = match &network_listener {
-            Some(_) => Some(Arc::new(membership::gate(&config.serve.network_accounts).await?)),
+        let doorkeeper = match &network_listener {
+            Some(_) => Some(Arc::new(membership::doorkeeper(&config.serve.network_accounts).await?)),
             None => None,
         };
         let pods = match &config.serve.pod_socket {
@@ -159,7 +159,11 @@ impl Daemon {
         let mut doors = vec![listen(socket, router.clone(), Some(frames.clone()))];
         doors.extend(listener.map(|l| listen(l, router.clone(), None)));
         doors.extend(health_listener.map(|l| listen(l, health_router, None)));
-        doors.extend(network_listener.zip(gate).map(|(l, gate)| listen(l, router.layer(Extension(gate)), None)));
+        doors.extend(
+            network_listener
+                .zip(doorkeeper)
+                .map(|(l, doorkeeper)| listen(l, router.layer(Extension(doorkeeper)), None)),
+        );
         doors.extend(pods.map(|pods| tokio::spawn(fd::listen_to_pods(pods, frames))));
 
         let (resuming, pinned) = (cache.clone(), config.pull.pinned.clone());

@@ -125,6 +125,7 @@ impl Diagnose for Error {
             Found::Refused { status: 401, .. } => {
                 "nothing, if the token has just been rotated: it is read again; else look at the log of the API server".into()
             }
+            Found::Refused { status: 409, .. } => "nothing: somebody else was faster, and it is tried again".into(),
             Found::Refused { status: 404, .. } => {
                 "set `kubernetes.node` to the name of this node (`kubectl get nodes`)".into()
             }
@@ -136,7 +137,7 @@ impl Diagnose for Error {
                  `kubernetes.node` and `serve.network_listen` to `off`"
                     .into()
             }
-            Found::NotYet => "nothing: it is waited for".into(),
+            Found::NotYet | Found::Gone => "nothing: it is waited for".into(),
             _ => "nothing, if the API server is being restarted: it is asked again; else look at it (`kubectl get --raw /readyz`) \
                   and at what keeps this node's pods from it (a NetworkPolicy)"
                 .into(),

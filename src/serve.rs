@@ -1,9 +1,9 @@
 //! The doors, on Unix sockets and on TCP: a translation of requests to the verbs of [`crate::cache`], and nothing else.
 //! HTTP has all routes on one page, [`http`]; [`fd`] hands out descriptors of files.
 
+mod doorkeeper;
 mod evictions;
 pub mod fd;
-mod gate;
 mod health;
 pub mod http;
 mod leases;
@@ -39,8 +39,8 @@ use crate::cache::Cache;
 use crate::fault::{Code, Diagnose};
 use crate::telemetry::Metrics;
 
+pub use doorkeeper::{AUDIENCE, Account, Doorkeeper, TokenReviewer};
 use fd::{Frames, Spoken, spoken};
-pub use gate::{AUDIENCE, Account, Gate, TokenReviewer};
 pub use health::{Latch, ReadyLatches};
 pub use http::{health_router, openapi, router};
 

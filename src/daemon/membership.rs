@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::config::KubernetesConfig;
 use crate::fault::Problem;
 use crate::kubernetes::{self, Cluster, NodeAnnouncer, NodePods};
-use crate::serve::{AUDIENCE, Account, Gate, ReadyLatches, TokenReviewer};
+use crate::serve::{AUDIENCE, Account, Doorkeeper, ReadyLatches, TokenReviewer};
 
 /// How often the daemon looks what there is to tell.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -83,10 +83,10 @@ impl Membership {
     }
 }
 
-/// The gate of the door on the network. An error where nobody can tell whose a token is, because then nobody could be let in.
-pub(super) async fn gate(accounts: &[Account]) -> Result<Gate, Problem> {
+/// The doorkeeper of the door on the network. An error where nobody can tell whose a token is, because then nobody could be let in.
+pub(super) async fn doorkeeper(accounts: &[Account]) -> Result<Doorkeeper, Problem> {
     let cluster = blocking(Cluster::of_this_pod).await?.map_err(|error| Problem::of(&error))?;
-    Ok(Gate::new(Arc::new(Reviewer(cluster)), accounts))
+    Ok(Doorkeeper::new(Arc::new(Reviewer(cluster)), accounts))
 }
 
 struct Reviewer(Cluster);

@@ -55,7 +55,8 @@ struct State {
     evicted: u64,
     /// Ids of models that are about to go.
     leaving: Vec<String>,
-    wanted: Notice,
+    /// `None` before the first look: what a former process has told stays until then.
+    wanted: Option<Notice>,
     /// Which notice is wanted, and which the API server has.
     version: u64,
     applied: u64,
@@ -82,9 +83,8 @@ impl NodeAnnouncer {
             models: Vec::new(),
             evicted: 0,
             leaving: Vec::new(),
-            wanted: Notice::of(false, [].into_iter()),
-            // A former process may have left another one.
-            version: 1,
+            wanted: None,
+            version: 0,
             applied: 0,
             taint,
             happenings: Happenings::new(Instant::now()),
@@ -211,7 +211,7 @@ impl NodeAnnouncer {
         let mut state = self.state();
         change(&mut state);
         let State { ready, models, leaving, .. } = &*state;
-        let wanted = Notice::of(*ready, models.iter().filter(|model| !leaving.contains(&model.id)));
+        let wanted = Some(Notice::of(*ready, models.iter().filter(|model| !leaving.contains(&model.id))));
         if wanted != state.wanted {
             state.wanted = wanted;
             state.version += 1;
@@ -243,13 +243,14 @@ impl State {
     }
 
     fn unapplied(&self) -> Option<(u64, Notice)> {
-        (self.applied < self.version).then(|| (self.version, self.wanted.clone()))
+        let notice = self.wanted.clone().filter(|_| self.applied < self.version)?;
+        Some((self.version, notice))
     }
 }
 
 impl cache::Announcer for NodeAnnouncer {
     fn withdraw(&self, models: &[ModelId]) {
-        // Also if that changes nothing: a former process may have left a label that has not been taken off yet.
+        // Also if that changes nothing here: the API server may have what a former process has told.
         let version = self.change(|state| state.leaving.extend(models.iter().map(ModelId::to_string)));
         if !self.is_applied(version, MAX_WITHDRAWAL) {
             tracing::warn!(

@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::Door;
 use super::Via;
-use super::gate::Gate;
+use super::doorkeeper::Doorkeeper;
 use super::problem::Refused;
 use crate::fault::{Code, Problem};
 use crate::telemetry::Metrics;
@@ -77,8 +77,8 @@ async fn around(State(metrics): State<Arc<Metrics>>, request: Request, next: Nex
     // A listener that forgot to say what it is gets the stricter treatment.
     let via = request.extensions().get::<Via>().copied().unwrap_or(Via::Tcp);
 
-    let admitted = match request.extensions().get::<Arc<Gate>>().cloned() {
-        Some(gate) => gate.admit(&method, request.headers()).await,
+    let admitted = match request.extensions().get::<Arc<Doorkeeper>>().cloned() {
+        Some(doorkeeper) => doorkeeper.admit(&method, request.headers()).await,
         None => guard(via, request.method(), request.uri(), request.headers()),
     };
     let mut response = match admitted {

@@ -1,4 +1,4 @@
-//! The gate of the door on the network of pods: who asks must have the token of a ServiceAccount that is allowed in.
+//! The doorkeeper of the door on the network of pods: who asks must have the token of a ServiceAccount that is allowed in.
 //!
 //! A token is made for this audience alone, so one that somebody stole here is good for nothing else, and one that was made for
 //! the API server is not taken. Who it is of, the API server says; its answer is kept for a short time.
@@ -76,7 +76,7 @@ impl FromStr for Account {
 type Hash = [u8; 32];
 
 /// Lets in who is allowed in.
-pub struct Gate {
+pub struct Doorkeeper {
     reviewer: Arc<dyn TokenReviewer>,
     allowed: Vec<String>,
     /// By hash, so that no token stays in memory.
@@ -84,11 +84,11 @@ pub struct Gate {
     questions: Semaphore,
 }
 
-impl Gate {
+impl Doorkeeper {
     /// For these accounts and nobody else.
-    pub fn new(reviewer: Arc<dyn TokenReviewer>, accounts: &[Account]) -> Gate {
+    pub fn new(reviewer: Arc<dyn TokenReviewer>, accounts: &[Account]) -> Doorkeeper {
         let allowed = accounts.iter().map(Account::user).collect();
-        Gate { reviewer, allowed, answers: Mutex::default(), questions: Semaphore::new(MAX_QUESTIONS) }
+        Doorkeeper { reviewer, allowed, answers: Mutex::default(), questions: Semaphore::new(MAX_QUESTIONS) }
     }
 
     /// Whether a request with these headers is let in. While the API server does not answer, nobody is whom it has not
@@ -189,9 +189,9 @@ mod tests {
     }
 
     async fn door(reviewer: Arc<Reviewer>) -> Running {
-        let gate = Arc::new(Gate::new(reviewer, &["team/ci".parse().unwrap()]));
+        let doorkeeper = Arc::new(Doorkeeper::new(reviewer, &["team/ci".parse().unwrap()]));
         let routes = Router::new().route("/v1/models", get(|| async { "models" }));
-        Running::tcp(with_manners(routes, Arc::new(Metrics::new())).layer(Extension(gate))).await
+        Running::tcp(with_manners(routes, Arc::new(Metrics::new())).layer(Extension(doorkeeper))).await
     }
 
     async fn asked_with(door: &Running, authorization: &str) -> (u16, String) {
@@ -240,17 +240,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn answers_are_kept_for_a_minute_and_are_bounded() {
         let reviewer = Arc::new(Reviewer::default());
-        let gate = Gate::new(reviewer.clone(), &[]);
-        gate.user_of("of.ci.x").await.unwrap();
+        let doorkeeper = Doorkeeper::new(reviewer.clone(), &[]);
+        doorkeeper.user_of("of.ci.x").await.unwrap();
         tokio::time::advance(ANSWER_KEPT - Duration::from_secs(1)).await;
-        gate.user_of("of.ci.x").await.unwrap();
+        doorkeeper.user_of("of.ci.x").await.unwrap();
         assert_eq!(reviewer.asked.load(Ordering::SeqCst), 1);
         tokio::time::advance(Duration::from_secs(1)).await;
-        gate.user_of("of.ci.x").await.unwrap();
+        doorkeeper.user_of("of.ci.x").await.unwrap();
         assert_eq!(reviewer.asked.load(Ordering::SeqCst), 2);
         for n in 0..3 * MAX_ANSWERS {
-            gate.user_of(&format!("of.{n}.x")).await.unwrap();
-            assert!(gate.answers().len() <= MAX_ANSWERS);
+            doorkeeper.user_of(&format!("of.{n}.x")).await.unwrap();
+            assert!(doorkeeper.answers().len() <= MAX_ANSWERS);
         }
     }
 
