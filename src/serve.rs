@@ -473,7 +473,7 @@ mod tests {
         let address = taken.tcp_address().unwrap();
         let error = bind_tcp(address).await.unwrap_err();
         assert_eq!(error, Error::PortInUse { address });
-        assert!(error.action().contains("LARDER_LISTEN"));
+        assert!(error.action().contains("`serve.listen`"));
     }
 
     #[tokio::test]
