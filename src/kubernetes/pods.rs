@@ -74,8 +74,8 @@ impl NodePods {
         }
     }
 
-    /// Lists and watches, until that fails. After any failure everything is listed again, because of a watch that goes on
-    /// nobody could say whether it does.
+    /// Lists and watches, until that fails. After a failure everything is listed again: a watch that merely goes on says nothing
+    /// until something changes, so nobody could tell whether it is well.
     async fn follow(&self, cluster: &Cluster) -> Found {
         let mut not_before = Instant::now();
         loop {

@@ -207,6 +207,20 @@ async fn before_the_first_list_is_complete_nobody_is_gone() {
     assert!(here.detail().1.contains("the API server has not answered yet"), "{:?}", here.detail());
 }
 
+/// On a clock that is turned: it goes on whenever nothing else does.
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_takes_a_question_and_never_answers_is_asked_again() {
+    let api = ApiServer::start().await;
+    api.becomes(Mood::Hangs);
+    let (pods, cluster) = (Arc::new(NodePods::new("n1")), api.cluster());
+    let watched = pods.clone();
+    tokio::spawn(async move { watched.watch(cluster).await });
+    api.was_asked(2).await;
+    let problem = pods.trouble().unwrap();
+    assert_eq!(problem.code, Code::KubernetesUnreachable);
+    assert!(problem.message.ends_with("the API server has not answered for 30 s"), "{}", problem.message);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_been_forgotten_is_listed_again_without_any_trouble() {
     let here = ClusterNode::with_leases_of(&["a", "b"]).await;
