@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Cache;
 use crate::config::{Config, ScrubConfig};
 use crate::fault::{Code, Problem};
+use crate::heap;
 use crate::kubernetes::NodePods;
 use crate::serve::{self, Door, Listener, ReadyLatches, fd};
 use crate::source::{Environment, SourceConfig, Sources};
@@ -177,6 +178,7 @@ impl Daemon {
         let tending =
             tokio::spawn(tend(cache.clone(), config.scrub.clone(), membership.as_ref().map(Membership::pods)));
         drop(starting);
+        heap::give_back();
         let [listen, health, network] = addresses;
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),

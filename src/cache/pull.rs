@@ -306,9 +306,6 @@ impl Cache {
             pulls.end(&pull);
             pulls.active.is_empty()
         };
-        if idle {
-            self.0.budget.rest();
-        }
         match result {
             Ok(done) => {
                 pull.progress.ready(&done.record, &self.directory(&done.record));
@@ -323,6 +320,14 @@ impl Cache {
                 let _ = flushed.await;
             }
             Err(error) => pull.progress.ended(&Problem::of(&error)),
+        }
+        if idle {
+            // When who waits has been told. A pull that has begun meanwhile only has to learn again.
+            let rested = self.blocking(|cache| {
+                cache.0.budget.rest();
+                Ok(())
+            });
+            let _ = rested.await;
         }
     }
 

@@ -21,6 +21,7 @@ use super::caching::Caching;
 use super::connections::{Connection, Connections};
 use super::demand::{Demand, Turn, Urgency};
 use super::throughput::Throughput;
+use crate::heap;
 use crate::model::{Claim, ListedFile};
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
@@ -96,6 +97,7 @@ impl Budget {
     pub(super) fn rest(&self) {
         self.connections.start_over();
         *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
+        heap::give_back();
     }
 
     fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, own: Option<Arc<OwnedSemaphorePermit>>) -> Piece {

@@ -6,7 +6,7 @@ use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use super::content::Shape;
-use super::descriptors::{BareClient, fetch_bare};
+use super::descriptors::{BareClient, Opened, fetch_bare};
 use super::node::{Node, parsed};
 use super::origin::Origin;
 use super::part::{Helper, OURSELVES, Part, cannot};
@@ -56,9 +56,13 @@ pub(super) async fn opens(bench: &mut Bench) -> Result<(), Problem> {
     for _ in 0..bench.rounds {
         one_after_the_other(bench, &target).await?;
         commands(bench, &target).await?;
-        match at_once(&target, descriptors).await {
-            Ok(samples) => bench.push_percentile(Row::OpenCrowd, &samples, 99, 1e3),
-            Err(problem) => bench.fail(Row::OpenCrowd, &problem),
+        let crowds: [(fn(&Target) -> Result<Opened, Problem>, Row); 2] =
+            [(bare_descriptors, Row::DescriptorsCrowd), (bare_open, Row::OpenCrowd)];
+        for (open, row) in crowds {
+            match at_once(&target, descriptors, open).await {
+                Ok(samples) => bench.push_percentile(row, &samples, 99, 1e3),
+                Err(problem) => bench.fail(row, &problem),
+            }
         }
     }
     drop(helper);
@@ -84,9 +88,16 @@ async fn one_after_the_other(bench: &mut Bench, target: &Target) -> Result<(), P
 
 fn descriptors_alone(target: &Target) -> Result<Duration, Problem> {
     let began = Instant::now();
-    let done = fetch_bare(&target.bare_socket).and_then(|opened| opened.touch());
-    done.map_err(|e| cannot(&format!("descriptors did not come: {e}")))?;
+    bare_descriptors(target)?.touch().map_err(|e| cannot(&format!("a file cannot be mapped: {e}")))?;
     Ok(began.elapsed())
+}
+
+fn bare_descriptors(target: &Target) -> Result<Opened, Problem> {
+    fetch_bare(&target.bare_socket).map_err(|e| cannot(&format!("descriptors did not come: {e}")))
+}
+
+fn bare_open(target: &Target) -> Result<Opened, Problem> {
+    BareClient::new(&target.socket, &target.reference).open(SHARDS as usize)
 }
 
 fn by_client(target: &Target) -> Result<Duration, Problem> {
@@ -139,7 +150,11 @@ fn ended(command: &mut Command) -> Result<Duration, Problem> {
 }
 
 /// Each client keeps what it has until all have it.
-async fn at_once(target: &Target, descriptor_limit: u64) -> Result<Samples, Problem> {
+async fn at_once(
+    target: &Target,
+    descriptor_limit: u64,
+    open: fn(&Target) -> Result<Opened, Problem>,
+) -> Result<Samples, Problem> {
     let needed = CROWD as u64 * DESCRIPTORS_EACH + 64;
     if descriptor_limit < needed {
         return Err(cannot(&format!("{CROWD} clients need {needed} descriptors, and {descriptor_limit} may be open")));
@@ -152,7 +167,7 @@ async fn at_once(target: &Target, descriptor_limit: u64) -> Result<Samples, Prob
             let mut gate = all_started.write().expect("nobody panics with it");
             let client = || {
                 let began = all_started.read().expect("nobody panics with it").then(Instant::now)?;
-                let opened = BareClient::new(&target.socket, &target.reference).open(SHARDS as usize);
+                let opened = open(&target);
                 Some(opened.map(|opened| (began.elapsed(), opened)))
             };
             let start = |_| std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, client);

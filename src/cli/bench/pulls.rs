@@ -121,7 +121,8 @@ async fn pull_by(node: &Node, origin: &mut Origin, model: &dyn Fn(&Origin) -> St
 
 /// A source that is far away, and gives little on each connection.
 pub(super) async fn slow_source(bench: &mut Bench) -> Result<(), Problem> {
-    let shape = bench.plan.small;
+    // Whole: what a pull loses at its beginning and its end does not grow with it.
+    let shape = bench.plan.model;
     let mut origin = Origin::start(shape, Some(SLOW)).await?;
     for _ in 0..bench.rounds {
         let pulled = pull(bench, &mut origin, &Origin::plain).await?;
