@@ -42,6 +42,9 @@ struct Target {
     bare_socket: PathBuf,
 }
 
+/// What one of a crowd does.
+type Opening = fn(&Target) -> Result<Opened, Problem>;
+
 pub(super) async fn opens(bench: &mut Bench) -> Result<(), Problem> {
     let descriptors = raise_descriptor_limit();
     let origin = Origin::start(Shape { shards: SHARDS, shard_bytes: SHARD_BYTES }, None).await?;
@@ -56,8 +59,7 @@ pub(super) async fn opens(bench: &mut Bench) -> Result<(), Problem> {
     for _ in 0..bench.rounds {
         one_after_the_other(bench, &target).await?;
         commands(bench, &target).await?;
-        let crowds: [(fn(&Target) -> Result<Opened, Problem>, Row); 2] =
-            [(bare_descriptors, Row::DescriptorsCrowd), (bare_open, Row::OpenCrowd)];
+        let crowds: [(Opening, Row); 2] = [(bare_descriptors, Row::DescriptorsCrowd), (bare_open, Row::OpenCrowd)];
         for (open, row) in crowds {
             match at_once(&target, descriptors, open).await {
                 Ok(samples) => bench.push_percentile(row, &samples, 99, 1e3),
@@ -150,11 +152,7 @@ fn ended(command: &mut Command) -> Result<Duration, Problem> {
 }
 
 /// Each client keeps what it has until all have it.
-async fn at_once(
-    target: &Target,
-    descriptor_limit: u64,
-    open: fn(&Target) -> Result<Opened, Problem>,
-) -> Result<Samples, Problem> {
+async fn at_once(target: &Target, descriptor_limit: u64, open: Opening) -> Result<Samples, Problem> {
     let needed = CROWD as u64 * DESCRIPTORS_EACH + 64;
     if descriptor_limit < needed {
         return Err(cannot(&format!("{CROWD} clients need {needed} descriptors, and {descriptor_limit} may be open")));
