@@ -31,10 +31,14 @@ use settings::settings;
 const FILES: usize = 4;
 const MIB: u64 = 1 << 20;
 
-/// Most that a count may differ from the baseline. Runs differ from each other by 1.2 %: in how many pieces the bytes come,
+/// Most that a count may differ from the baseline. Runs differ from each other by up to 1.5 %: in how many pieces bytes come,
 /// and in what background threads do meanwhile.
-const TOLERANCE_PERCENT: f64 = 2.0;
+const TOLERANCE_PERCENT: f64 = 3.0;
 const COMMAND: &str = "cargo bench --profile dev --bench instructions";
+
+/// How often a case is run that does not end: now and then the threads of a process starve each other under
+/// valgrind until a time limit of ours ends it. That says nothing about instructions.
+const ATTEMPTS: usize = 3;
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.toml");
 
@@ -130,10 +134,21 @@ fn count(case: &Case) -> u64 {
     let out = dir.path().join("callgrind");
     let this = std::env::current_exe().expect("this program has a path");
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "--zero-before=instructions::counted", "--dump-after=instructions::counted"]);
+    // One thread runs at a time there; without the second option one that has nothing to do may keep the others waiting.
+    valgrind.args(["--tool=callgrind", "--fair-sched=try"]);
+    valgrind.args(["--zero-before=instructions::counted", "--dump-after=instructions::counted"]);
     valgrind.arg(format!("--callgrind-out-file={}", out.display())).arg(this).args(["case", case.name]);
-    let output = valgrind.output().expect("valgrind is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut attempt = 1;
+    loop {
+        let output = valgrind.output().expect("valgrind is installed");
+        if output.status.success() {
+            break;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(attempt < ATTEMPTS, "{said}");
+        println!("{}: tried again, because it did not end well: {said}", case.name);
+        attempt += 1;
+    }
     let dump = std::fs::read_to_string(out.with_extension("1")).expect("callgrind has written what it counted");
     let total = dump.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
     total.parse::<u64>().expect("a number") / case.units

@@ -24,6 +24,11 @@ impl ConfigFile {
     pub(super) fn watch(path: &Path) -> Option<ConfigFile> {
         match ConfigFile::try_watch(path) {
             Ok(file) => Some(file),
+            // There is none, and no directory for one: nothing to say to somebody who has not asked for it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::debug!(path = %path.display(), %error, "there is no configuration file to watch");
+                None
+            }
             Err(error) => {
                 let path = path.display();
                 tracing::info!(%path, %error, "a change of the configuration file is applied on SIGHUP only");
