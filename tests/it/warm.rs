@@ -188,6 +188,20 @@ async fn without_a_daemon_the_command_warms_and_says_what_is_resident() {
     }
 }
 
+/// Tried again if the kernel has taken a page back before we look: where memory is short it may do so at any moment.
+async fn assert_makes_resident(home: &Home, words: &[&str]) {
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        assert!(dropped(&home.root()));
+        home.done(words).await;
+        seen.push(resident_column(home).await);
+        if seen.last().is_some_and(|column| column == "100 %") {
+            return;
+        }
+    }
+    panic!("{words:?} left {seen:?} resident");
+}
+
 #[tokio::test]
 async fn pull_and_open_warm_when_they_are_asked_to() {
     let home = Home::new();
@@ -203,9 +217,7 @@ async fn pull_and_open_warm_when_they_are_asked_to() {
     daemon.says("warm-up ended").await;
     assert_eq!(resident_column(&home).await, "100 %");
     for words in [["pull", "--warm", &reference], ["warm", "--quiet", &reference]] {
-        assert!(dropped(&home.root()));
-        home.done(&words).await;
-        assert_eq!(resident_column(&home).await, "100 %", "{words:?}");
+        assert_makes_resident(&home, &words).await;
     }
     assert!(dropped(&home.root()));
     let id = home.done(&["warm", "--detach", &reference]).await;
