@@ -9,9 +9,11 @@ mod notice;
 mod pods;
 mod tokens;
 
+use std::mem::discriminant;
 use std::time::Duration;
 
 use kube::runtime::watcher;
+use tokio::time::timeout;
 
 use crate::fault::{Code, Diagnose};
 
@@ -21,6 +23,9 @@ pub use pods::NodePods;
 
 /// Longest time without a byte on a connection: a watch is ended by the API server before that.
 const MAX_SILENCE: Duration = Duration::from_secs(300);
+
+/// Longest wait for the answer to one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most characters of somebody else's words in an error.
 const MAX_QUOTED_CHARS: usize = 300;
@@ -142,6 +147,21 @@ impl Diagnose for Error {
                   and at what keeps this node's pods from it (a NetworkPolicy)"
                 .into(),
         }
+    }
+}
+
+impl Found {
+    /// Whether it is another trouble than the one before, and so is to be said.
+    fn is_news_after(&self, before: Option<&Found>) -> bool {
+        before.is_none_or(|before| discriminant(before) != discriminant(self))
+    }
+}
+
+/// Waits for the answer to one request, but not for ever.
+async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Found> {
+    match timeout(ANSWER_TIMEOUT, request).await {
+        Ok(answered) => answered.map_err(|error| found(&error)),
+        Err(_) => Err(Found::Silent { seconds: ANSWER_TIMEOUT.as_secs() }),
     }
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Nothing waits for the API server, with one exception: a label goes before the model does, for at most [`MAX_WITHDRAWAL`].
 
-use std::mem::discriminant;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -15,11 +14,11 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::DefaultBackoff;
 use serde_json::json;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::happening::{Happening, Happenings, NAMESPACE};
 use super::notice::{Notice, Told};
-use super::{Cluster, Error, Found, found};
+use super::{Cluster, Error, Found, answer};
 use crate::cache::{self, Cache};
 use crate::fault::Problem;
 use crate::model::ModelId;
@@ -27,8 +26,6 @@ use crate::wire::http::EvictionInfo;
 
 /// Who has set a field, for server-side apply.
 const FIELD_MANAGER: &str = "larder";
-/// Longest wait for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that an eviction waits until its label is gone.
 const MAX_WITHDRAWAL: Duration = Duration::from_secs(3);
 /// Longest time that a shutdown waits until the node says that it is not ready.
@@ -225,7 +222,7 @@ impl NodeAnnouncer {
     /// Logged when it begins and when it becomes another one.
     fn say(&self, found: Found) {
         let before = self.state().trouble.replace(found.clone());
-        if before.is_none_or(|before| discriminant(&before) != discriminant(&found)) {
+        if found.is_news_after(before.as_ref()) {
             let error = Error { what: format!("tell the cluster about node `{}`", self.node), found };
             let Problem { code, message, action, .. } = Problem::of(&error);
             tracing::warn!(%code, action, error = message, "labels and events of the node are not those of now");
@@ -276,12 +273,5 @@ impl cache::Announcer for NodeAnnouncer {
             state.models.retain(|model| model.id != eviction.model);
             state.happenings.add(Happening::of_eviction(eviction), Instant::now());
         });
-    }
-}
-
-async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Found> {
-    match timeout(ANSWER_TIMEOUT, request).await {
-        Ok(answered) => answered.map_err(|error| found(&error)),
-        Err(_) => Err(Found::Silent { seconds: ANSWER_TIMEOUT.as_secs() }),
     }
 }

@@ -5,7 +5,7 @@
 //! for then. Names say nothing: a pod of the same name may have come before or after the one that is asked about.
 
 use std::collections::{HashSet, VecDeque};
-use std::mem::{discriminant, take};
+use std::mem::take;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -149,7 +149,7 @@ impl NodePods {
     /// Logged when it begins and when it becomes another one.
     fn say(&self, found: Found) {
         let before = self.known().trouble.replace(found.clone());
-        if before.is_none_or(|before| discriminant(&before) != discriminant(&found)) {
+        if found.is_news_after(before.as_ref()) {
             let problem = Problem::of(&self.error(found));
             tracing::warn!(
                 code = %problem.code, action = problem.action, error = problem.message,

@@ -1,22 +1,16 @@
 //! Whose a token is, as the API server says.
 
-use std::time::Duration;
-
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::Api;
 use kube::api::PostParams;
-use tokio::time::timeout;
 
-use super::{Cluster, Error, Found, found};
-
-/// Longest wait for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+use super::{Cluster, Error, Found, answer};
 
 impl Cluster {
     /// The user a token is of; `None` if it is of nobody, has expired, or was made for another audience.
     pub async fn user_of_token(&self, token: &str, audience: &str) -> Result<Option<String>, Error> {
-        let answer = self.review(token, audience).await;
-        answer.map_err(|found| Error { what: "find out whose a token is".to_owned(), found })
+        let user = self.review(token, audience).await;
+        user.map_err(|found| Error { what: "find out whose a token is".to_owned(), found })
     }
 
     async fn review(&self, token: &str, audience: &str) -> Result<Option<String>, Found> {
@@ -24,9 +18,7 @@ impl Cluster {
         let audiences = Some(vec![audience.to_owned()]);
         let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences };
         let asked = TokenReview { spec, ..TokenReview::default() };
-        let answered = timeout(ANSWER_TIMEOUT, reviews.create(&PostParams::default(), &asked)).await;
-        let silent = |_| Found::Silent { seconds: ANSWER_TIMEOUT.as_secs() };
-        let status = answered.map_err(silent)?.map_err(|error| found(&error))?.status.unwrap_or_default();
+        let status = answer(reviews.create(&PostParams::default(), &asked)).await?.status.unwrap_or_default();
         // An API server that does not know of audiences confirms a token for itself, and names none.
         let is_for_us = status.audiences.is_some_and(|audiences| audiences.iter().any(|a| a == audience));
         let user = status.user.and_then(|user| user.username);

@@ -51,7 +51,7 @@ impl Glances {
     pub(super) fn or_look(
         &self,
         snapshot: &RelPath,
-        directories: impl Iterator<Item = PathBuf>,
+        directories: impl FnOnce() -> Vec<PathBuf>,
         look: impl FnOnce() -> Result<bool, Error>,
     ) -> Result<bool, Error> {
         if self.is_fresh(snapshot)? {
@@ -60,7 +60,7 @@ impl Glances {
         let since = Instant::now();
         // Before: what changes while all is looked at is seen the next time.
         let directories: Result<Option<Vec<_>>, Error> =
-            directories.map(|path| Ok(Look::at(&path)?.map(|look| (path, look)))).collect();
+            directories().into_iter().map(|path| Ok(Look::at(&path)?.map(|look| (path, look)))).collect();
         let is_right = look()?;
         let mut glances = self.0.lock().expect("no panic while glances are held");
         match directories? {
@@ -107,7 +107,7 @@ mod tests {
                 looks.set(looks.get() + 1);
                 Ok(answer)
             };
-            glances.or_look(&name, [top.clone(), below.clone()].into_iter(), look).unwrap()
+            glances.or_look(&name, || vec![top.clone(), below.clone()], look).unwrap()
         };
         assert!(!is_right(false) && !is_right(false));
         assert_eq!(looks.replace(0), 2, "what is wrong is looked at each time");
@@ -135,7 +135,7 @@ mod tests {
     fn what_was_looked_at_long_ago_is_looked_at_again() {
         let (dir, glances) = (tempfile::tempdir().unwrap(), Glances::default());
         let name = RelPath::new("x").unwrap();
-        assert!(glances.or_look(&name, [dir.path().to_owned()].into_iter(), || Ok(true)).unwrap());
+        assert!(glances.or_look(&name, || vec![dir.path().to_owned()], || Ok(true)).unwrap());
         assert!(glances.is_fresh(&name).unwrap());
         glances.0.lock().unwrap().get_mut(&name).unwrap().since -= GOOD_FOR;
         assert!(!glances.is_fresh(&name).unwrap());
@@ -146,7 +146,7 @@ mod tests {
         let (dir, glances) = (tempfile::tempdir().unwrap(), Glances::default());
         for at in 0..MAX_SNAPSHOTS + 10 {
             let name = RelPath::new(&at.to_string()).unwrap();
-            assert!(glances.or_look(&name, [dir.path().to_owned()].into_iter(), || Ok(true)).unwrap());
+            assert!(glances.or_look(&name, || vec![dir.path().to_owned()], || Ok(true)).unwrap());
         }
         assert!(glances.0.lock().unwrap().len() <= MAX_SNAPSHOTS);
     }

@@ -54,9 +54,12 @@ impl Volume {
     /// blocks of two files were exchanged, and late what was done to a file that has no other name. [`Volume::open_blob`] does
     /// notice, for the file it hands out.
     pub fn looks_laid_out(&self, snapshot: &RelPath, manifest: &Manifest) -> Result<bool, Error> {
-        let target = self.public().join(snapshot.as_path());
-        let dirs = dirs_of(manifest).into_iter().map(|dir| target.join(dir));
-        self.glances.or_look(snapshot, [target.clone()].into_iter().chain(dirs), || {
+        let directories = || {
+            let target = self.public().join(snapshot.as_path());
+            let below: Vec<_> = dirs_of(manifest).iter().map(|dir| target.join(dir)).collect();
+            [vec![target], below].concat()
+        };
+        self.glances.or_look(snapshot, directories, || {
             let is_right = |file: &ManifestFile, path: &Path| self.stamps.fits_but_for_place(file.digest, path);
             Ok(self.has_right_dirs(snapshot, manifest)? && self.has_files(snapshot, manifest, is_right)?)
         })
