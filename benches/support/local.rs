@@ -5,7 +5,7 @@ use std::path::Path;
 use larder::cache::Cache;
 use larder::daemon::build_cache;
 use larder::model::ModelRef;
-use larder::wire::frame::{OpenFiles, PROTOCOL};
+use larder::wire::frame::OpenFiles;
 use larder::wire::http::Phase;
 use tokio::runtime::{Builder, Runtime};
 
@@ -43,16 +43,5 @@ pub(crate) async fn pull(cache: &Cache, reference: &ModelRef) {
 
 /// What a reader asks for who wants the files.
 pub(crate) fn asked(reference: &str) -> OpenFiles {
-    OpenFiles {
-        protocol: PROTOCOL,
-        reference: reference.to_owned(),
-        include: Vec::new(),
-        exclude: Vec::new(),
-        version: None,
-        file: None,
-        wait: true,
-        descriptors: true,
-        warm: false,
-        lease: None,
-    }
+    OpenFiles { wait: true, descriptors: true, ..OpenFiles::of(reference) }
 }

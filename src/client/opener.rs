@@ -10,7 +10,7 @@ use super::model::Model;
 use super::{asynchronous, blocking};
 use crate::fault::{Code, Fault, Problem};
 use crate::model::ModelRef;
-use crate::wire::frame::{OpenFiles, OpenedFiles, PROTOCOL};
+use crate::wire::frame::{OpenFiles, OpenedFiles};
 use crate::wire::http::{LeaseTerms, PullStatus};
 
 /// How long is waited for a daemon that does not answer, unless another time is asked for.
@@ -140,16 +140,13 @@ impl Opener {
 
     pub(super) fn request(&self, reference: &ModelRef) -> OpenFiles {
         OpenFiles {
-            protocol: PROTOCOL,
-            reference: reference.to_string(),
-            include: Vec::new(),
-            exclude: Vec::new(),
             version: self.version.clone(),
             file: self.file.clone(),
             wait: self.wait,
             descriptors: self.files,
             warm: self.warm,
             lease: self.lease.clone(),
+            ..OpenFiles::of(reference)
         }
     }
 }
@@ -157,17 +154,9 @@ impl Opener {
 /// Takes the connection's lease on a version again that is open already, and nothing else.
 pub(super) fn renewal(opened: &OpenedFiles) -> OpenFiles {
     OpenFiles {
-        protocol: PROTOCOL,
-        reference: opened.model.reference.clone(),
-        include: Vec::new(),
-        exclude: Vec::new(),
         // What the reference means may have changed; what is open has not.
         version: Some(opened.model.version.clone()),
-        file: None,
-        wait: false,
-        descriptors: false,
-        warm: false,
-        lease: None,
+        ..OpenFiles::of(&opened.model.reference)
     }
 }
 

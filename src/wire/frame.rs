@@ -86,6 +86,24 @@ pub struct OpenFiles {
     pub lease: Option<LeaseTerms>,
 }
 
+impl OpenFiles {
+    /// The names of the files of what the reference says, if it is local.
+    pub fn of(reference: impl ToString) -> OpenFiles {
+        OpenFiles {
+            protocol: PROTOCOL,
+            reference: reference.to_string(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            version: None,
+            file: None,
+            wait: false,
+            descriptors: false,
+            warm: false,
+            lease: None,
+        }
+    }
+}
+
 /// What the daemon says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]

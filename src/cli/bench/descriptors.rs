@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::part::{cannot, say};
 use crate::fault::Problem;
-use crate::wire::frame::{self, Decoder, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, OpenFiles, PROTOCOL, Request};
+use crate::wire::frame::{self, Decoder, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, OpenFiles, Request};
 use crate::wire::frame::{receive_with_descriptors, send_with_descriptors};
 use crate::wire::mapping::Map;
 
@@ -76,18 +76,7 @@ impl Opened {
 impl BareClient {
     /// Of a model that is local.
     pub(super) fn new(socket: &Path, reference: &str) -> BareClient {
-        let open = OpenFiles {
-            protocol: PROTOCOL,
-            reference: reference.to_owned(),
-            include: Vec::new(),
-            exclude: Vec::new(),
-            version: None,
-            file: None,
-            wait: false,
-            descriptors: true,
-            warm: false,
-            lease: None,
-        };
+        let open = OpenFiles { descriptors: true, ..OpenFiles::of(reference) };
         let request = frame::encode(&Request::Open(Box::new(open)), MAX_REQUEST_BYTES).expect("a short request");
         BareClient { socket: socket.to_owned(), request }
     }
