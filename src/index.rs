@@ -5,26 +5,22 @@
 //! So whatever goes wrong with sled, the directory is moved aside and an empty index takes its place. A missing entry
 //! only costs fetching or hashing again; a wrong one is told by its seal and counts as missing.
 
+mod keeper;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::num::ParseIntError;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, mpsc};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::model::{Claim, Digest, ModelId, Record, Stamp};
-
-/// Longest time that sled may take to open and be read through.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
-
-/// Longest time that sled may take to close.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+use keeper::{Keeper, Limits};
 
 /// Longest wait for the lock of an index that the same process has just closed: sled gives it back a little later.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -32,12 +28,13 @@ const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Memory sled may use. Its own default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
 
-/// Claims, recency and stamps. Every call may block on the disk, but for what is said and asked of uses.
+/// Claims, recency and stamps. Every call may block on the disk, for 10 seconds at most, but for what is said and asked of
+/// uses, which never does.
 pub struct Index {
     dir: PathBuf,
     rebuilt: bool,
     /// `None` where the disk takes no index: then nothing is known but what this process was told, and that only of uses.
-    sled: Option<Sled>,
+    sled: Option<Keeper>,
     /// Whether something was written since the last flush.
     is_dirty: AtomicBool,
     uses: Mutex<Uses>,
@@ -89,12 +86,12 @@ impl Index {
     /// Where none can be made (a full disk) it opens all the same, and remembers nothing: models must be opened and
     /// removed there, too.
     pub fn open(dir: &Path) -> Index {
-        let (sled, rebuilt) = match open_guarded(dir, OPEN_LIMIT) {
+        let (sled, rebuilt) = match keep(dir) {
             Ok(sled) => (Some(sled), false),
             Err(why) => (open_in_place_of(dir, &why), true),
         };
-        let read = || sled.as_ref().map(|sled| sled.uses()).unwrap_or_default();
-        let uses = Mutex::new(catch_unwind(AssertUnwindSafe(read)).unwrap_or_default());
+        let read = sled.as_ref().and_then(|sled| sled.ask(|sled| Ok(sled.uses())).ok());
+        let uses = Mutex::new(read.unwrap_or_default());
         Index { dir: dir.to_owned(), rebuilt, sled, is_dirty: AtomicBool::new(true), uses }
     }
 
@@ -103,11 +100,20 @@ impl Index {
         self.rebuilt
     }
 
+    /// Why nothing is written now, if it is so: there is no index, or sled does not answer.
+    pub fn why_unusable(&self) -> Option<String> {
+        match &self.sled {
+            None => Some(NONE.into()),
+            Some(sled) => sled.silence(),
+        }
+    }
+
     /// Makes the index hold what the records say, and nothing of models that have none. Idempotent.
     pub fn reconcile(&self, records: &[Record]) -> Result<(), Error> {
         let ids: BTreeSet<String> = records.iter().map(|record| record.id().to_string()).collect();
         self.uses().last.retain(|id, _| ids.contains(&id.to_string()));
-        self.writing(|sled| {
+        let batches: Vec<sled::Batch> = records.iter().map(claims_of).collect();
+        self.writing(move |sled| {
             for entry in &sled.claims {
                 let (key, _) = entry?;
                 if !claim_owner(&key).is_some_and(|id| ids.contains(id)) {
@@ -120,32 +126,33 @@ impl Index {
                     sled.recency.remove(key)?;
                 }
             }
-            records.iter().try_for_each(|record| sled.add(record))
+            batches.into_iter().try_for_each(|batch| sled.claims.apply_batch(batch))
         })
     }
 
     /// The bytes a claim stands for, if some model told. Whether they are here, only the store knows.
     pub fn digest_of(&self, claim: &Claim) -> Option<Digest> {
         let prefix = claim_prefix(claim);
-        catch_unwind(AssertUnwindSafe(|| {
-            for entry in self.sled.as_ref()?.claims.scan_prefix(&prefix) {
-                let (key, value) = entry.ok()?;
+        let find = move |sled: &Sled| {
+            for entry in sled.claims.scan_prefix(&prefix) {
+                let (key, value) = entry?;
                 // A claim that has this one and a NUL as its beginning is another claim.
                 let is_ours = claim_owner(&key).is_some_and(|id| key.len() == prefix.len() + id.len());
                 if let Some(text) = unseal(&key, &value).filter(|_| is_ours)
                     && let Ok(digest) = Digest::from_hex(text)
                 {
-                    return Some(digest);
+                    return Ok(Some(digest));
                 }
             }
-            None
-        }))
-        .unwrap_or_default()
+            Ok(None)
+        };
+        self.sled.as_ref()?.ask(find).ok().flatten()
     }
 
     /// Takes in what a record says.
     pub fn add(&self, record: &Record) -> Result<(), Error> {
-        self.writing(|sled| sled.add(record))
+        let claims = claims_of(record);
+        self.writing(move |sled| sled.claims.apply_batch(claims))
     }
 
     /// Forgets what a record says, and when its model was last opened.
@@ -156,12 +163,12 @@ impl Index {
             uses.last.remove(&id);
             uses.changed.remove(&id);
         }
-        self.writing(|sled| {
-            let mut batch = sled::Batch::default();
-            for (claim, _) in &record.claims {
-                batch.remove(claim_key(claim, id));
-            }
-            sled.claims.apply_batch(batch)?;
+        let mut claims = sled::Batch::default();
+        for (claim, _) in &record.claims {
+            claims.remove(claim_key(claim, id));
+        }
+        self.writing(move |sled| {
+            sled.claims.apply_batch(claims)?;
             sled.recency.remove(id.to_string())?;
             Ok(())
         })
@@ -195,26 +202,24 @@ impl Index {
             let (digest, stamp) = unseal(&key, &value)?.split_once(' ')?;
             Some((Digest::from_hex(digest).ok()?, stamp.parse().ok()?))
         };
-        let stamps = self.sled.iter().flat_map(|sled| &sled.stamps);
-        catch_unwind(AssertUnwindSafe(|| stamps.filter_map(read).collect())).unwrap_or_default()
+        let read_all = move |sled: &Sled| Ok(sled.stamps.iter().filter_map(read).collect());
+        self.sled.as_ref().and_then(|sled| sled.ask(read_all).ok()).unwrap_or_default()
     }
 
     /// Takes in stamps that are new, and forgets those that are gone; by inode.
     pub fn write_stamps(&self, changes: &[(u64, Option<(Digest, Stamp)>)]) -> Result<(), Error> {
-        self.writing(|sled| {
-            let mut batch = sled::Batch::default();
-            for (inode, stamp) in changes {
-                let key = inode.to_string();
-                match stamp {
-                    Some((digest, stamp)) => {
-                        let value = seal(key.as_bytes(), &format!("{} {stamp}", digest.to_hex()));
-                        batch.insert(key.as_str(), value);
-                    }
-                    None => batch.remove(key.as_str()),
+        let mut batch = sled::Batch::default();
+        for (inode, stamp) in changes {
+            let key = inode.to_string();
+            match stamp {
+                Some((digest, stamp)) => {
+                    let value = seal(key.as_bytes(), &format!("{} {stamp}", digest.to_hex()));
+                    batch.insert(key.as_str(), value);
                 }
+                None => batch.remove(key.as_str()),
             }
-            sled.stamps.apply_batch(batch)
-        })
+        }
+        self.writing(move |sled| sled.stamps.apply_batch(batch))
     }
 
     /// Writes the uses and makes the index durable; touches the disk only if there is something new. What comes between two
@@ -240,19 +245,18 @@ impl Index {
     }
 
     fn flush_all(&self, changed: &[(ModelId, LastUse)]) -> Result<(), Error> {
-        self.change(|sled| {
-            let mut batch = sled::Batch::default();
-            for (id, last) in changed {
-                let key = id.to_string();
-                batch.insert(key.as_str(), seal(key.as_bytes(), &last.to_string()));
-            }
+        let mut batch = sled::Batch::default();
+        for (id, last) in changed {
+            let key = id.to_string();
+            batch.insert(key.as_str(), seal(key.as_bytes(), &last.to_string()));
+        }
+        let file = self.dir.join("db");
+        self.change(move |sled| {
             sled.recency.apply_batch(batch)?;
             sled.db.flush()?;
-            Ok(())
-        })?;
-        // sled's own flush leaves the size of its file to the kernel's next write-back.
-        let synced = fs::File::open(self.dir.join("db")).and_then(|file| file.sync_all());
-        synced.map_err(|e| Error { dir: self.dir.clone(), why: e.to_string() })
+            // sled's own flush leaves the size of its file to the kernel's next write-back.
+            Ok(fs::File::open(file)?.sync_all()?)
+        })
     }
 
     fn uses(&self) -> MutexGuard<'_, Uses> {
@@ -260,59 +264,23 @@ impl Index {
         self.uses.lock().unwrap_or_else(|held| held.into_inner())
     }
 
-    /// sled panics on some damage instead of telling.
-    fn writing(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
+    fn writing(&self, change: impl FnOnce(&Sled) -> sled::Result<()> + Send + 'static) -> Result<(), Error> {
         // Afterwards, so that a flush that is under way does not count it as made durable.
         let changed = self.change(change);
         self.is_dirty.store(true, Ordering::Release);
         changed
     }
 
-    fn change(&self, change: impl FnOnce(&Sled) -> sled::Result<()>) -> Result<(), Error> {
-        let failed = |why| Err(Error { dir: self.dir.clone(), why });
-        let Some(sled) = &self.sled else { return failed("there is none: it could not be made at the start".into()) };
-        match catch_unwind(AssertUnwindSafe(|| change(sled))) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => failed(e.to_string()),
-            Err(panic) => failed(panicked(panic.as_ref())),
-        }
+    fn change(&self, change: impl FnOnce(&Sled) -> sled::Result<()> + Send + 'static) -> Result<(), Error> {
+        let failed = |why| Error { dir: self.dir.clone(), why };
+        let sled = self.sled.as_ref().ok_or_else(|| failed(NONE.into()))?;
+        sled.ask(change).map_err(failed)
     }
 }
 
-impl Drop for Index {
-    /// sled writes when it is dropped; when the disk refuses, it panics, or waits for ever for a thread of its own that has.
-    /// What it had to say can be lost, the answer of the command that ends cannot: so it is closed on another thread, and
-    /// left to itself if that takes too long.
-    fn drop(&mut self) {
-        let Some(sled) = self.sled.take() else { return };
-        let (done, closed) = mpsc::channel();
-        let close = move || {
-            let dropped = catch_unwind(AssertUnwindSafe(|| drop(sled)));
-            // Nobody listens any more when it took too long.
-            let _ = done.send(dropped.map_err(|panic| panicked(panic.as_ref())));
-        };
-        let thread = thread::Builder::new().name("index-close".into()).spawn(close);
-        let why = match thread.map(|_| closed.recv_timeout(CLOSE_LIMIT)) {
-            Ok(Ok(Ok(()))) => return,
-            Ok(Ok(Err(why))) => why,
-            Ok(Err(_)) => format!("it did not close in {} s", CLOSE_LIMIT.as_secs()),
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(why, "the index could not be closed");
-    }
-}
+const NONE: &str = "there is none: it could not be made at the start";
 
 impl Sled {
-    fn add(&self, record: &Record) -> sled::Result<()> {
-        let mut batch = sled::Batch::default();
-        for (claim, digest) in &record.claims {
-            let key = claim_key(claim, record.id());
-            let value = seal(&key, &digest.to_hex());
-            batch.insert(key, value);
-        }
-        self.claims.apply_batch(batch)
-    }
-
     fn uses(&self) -> Uses {
         let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
             let (key, value) = entry.ok()?;
@@ -356,6 +324,16 @@ impl FromStr for LastUse {
     }
 }
 
+fn claims_of(record: &Record) -> sled::Batch {
+    let mut batch = sled::Batch::default();
+    for (claim, digest) in &record.claims {
+        let key = claim_key(claim, record.id());
+        let value = seal(&key, &digest.to_hex());
+        batch.insert(key, value);
+    }
+    batch
+}
+
 fn claim_prefix(claim: &Claim) -> Vec<u8> {
     [claim.as_str().as_bytes(), b"\0"].concat()
 }
@@ -389,30 +367,21 @@ fn seal_of(key: &[u8], text: &[u8]) -> [u8; 8] {
 }
 
 /// Moves what could not be opened aside, and makes an empty index.
-fn open_in_place_of(dir: &Path, why: &str) -> Option<Sled> {
+fn open_in_place_of(dir: &Path, why: &str) -> Option<Keeper> {
     match move_aside(dir) {
         Ok(aside) => tracing::warn!(why, moved_to = %aside.display(), "the index could not be opened and is rebuilt"),
         Err(error) => tracing::warn!(why, %error, "the index could not be opened, nor moved aside"),
     }
-    let made = open_guarded(dir, OPEN_LIMIT);
+    let made = keep(dir);
     made.inspect_err(|why| {
         tracing::warn!(why, "there is no index: no model is lost, but files may be fetched or hashed again");
     })
     .ok()
 }
 
-/// On a thread of its own, because a damaged index can make sled panic, and could make it hang. A thread that hangs is
-/// left behind: it holds nothing but the directory, which is then moved away from under it.
-fn open_guarded(dir: &Path, limit: Duration) -> Result<Sled, String> {
-    let (done, opened) = mpsc::channel();
-    let at = dir.to_owned();
-    let thread = thread::Builder::new().name("index-open".into()).spawn(move || {
-        let result = catch_unwind(|| open_and_read(&at)).unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
-        // Nobody listens any more when it took too long.
-        let _ = done.send(result);
-    });
-    thread.map_err(|e| e.to_string())?;
-    opened.recv_timeout(limit).unwrap_or_else(|_| Err(format!("it did not open in {} s", limit.as_secs())))
+fn keep(dir: &Path) -> Result<Keeper, String> {
+    let dir = dir.to_owned();
+    Keeper::start(Limits::DEFAULT, move || open_and_read(&dir))
 }
 
 fn open_and_read(dir: &Path) -> Result<Sled, String> {
@@ -466,11 +435,6 @@ fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("sled panicked: {}", text.unwrap_or("it did not say why"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -495,8 +459,9 @@ mod tests {
         }
     }
 
-    fn sled_of(index: &Index) -> &Sled {
-        index.sled.as_ref().expect("it could be made")
+    /// Behind the index's back.
+    fn tamper(index: &Index, change: impl FnOnce(&Sled) -> sled::Result<()> + Send + 'static) {
+        index.sled.as_ref().expect("it could be made").ask(change).unwrap();
     }
 
     #[test]
@@ -605,8 +570,10 @@ mod tests {
         drop(index);
         let index = Index::open(&at);
         assert_eq!(index.stamps(), [stamp(7), stamp(9)]);
-        let other = sled_of(&index).stamps.get("7").unwrap().unwrap();
-        sled_of(&index).stamps.insert("9", other).unwrap();
+        tamper(&index, |sled| {
+            let other = sled.stamps.get("7")?.unwrap();
+            sled.stamps.insert("9", other).map(drop)
+        });
         assert_eq!(index.stamps(), [stamp(7)]);
     }
 
@@ -621,12 +588,16 @@ mod tests {
         let key = claim_key(&claim(1), record.id());
         let other = Digest::of(b"other").to_hex();
         for value in [&b""[..], b"short", &[0xff; 72], other.as_bytes(), &seal(b"another key", &other)] {
-            sled_of(&index).claims.insert(&key, value).unwrap();
-            sled_of(&index).recency.insert(record.id().to_string(), value).unwrap();
+            let (key, id, value) = (key.clone(), record.id().to_string(), value.to_owned());
+            tamper(&index, move |sled| {
+                sled.claims.insert(key, value.as_slice())?;
+                sled.recency.insert(id, value)?;
+                assert_eq!(sled.uses().last.len(), 0);
+                Ok(())
+            });
             assert_eq!(index.digest_of(&claim(1)), None);
-            assert_eq!(sled_of(&index).uses().last.len(), 0);
         }
-        sled_of(&index).claims.insert(b"not a key", b"not a value").unwrap();
+        tamper(&index, |sled| sled.claims.insert(b"not a key", b"not a value").map(drop));
         index.reconcile(std::slice::from_ref(&record)).unwrap();
         assert_eq!(knows(&index), [1]);
     }

@@ -10,6 +10,7 @@ impl Cache {
     pub fn details(&self) -> Vec<Detail> {
         let holders = holders(self.why_holders_are_unknown());
         let mut details = vec![descriptors(self.0.volume.descriptors()), snapshots(), holders];
+        details.extend(self.0.hands.as_ref().map(|hands| index(hands.index.why_unusable())));
         details.extend(self.pods().map(|of_node| pods(of_node.trouble())));
         details.extend(self.warm_details());
         details
@@ -50,6 +51,20 @@ fn holders(unknown: Option<String>) -> Detail {
         Some(why) => ("unknown", format!("who uses what cannot be known, so nothing is evicted: {why}")),
     };
     Detail { name: "holders".into(), state: state.into(), means, best }
+}
+
+fn index(unusable: Option<String>) -> Detail {
+    let best = unusable.is_none();
+    let (state, means) = match unusable {
+        None => ("kept", "what is known of bytes and uses is there after a restart".to_owned()),
+        Some(why) => (
+            "not kept",
+            format!(
+                "no model is lost, but files may be fetched or hashed again, and what was used last be forgotten: {why}"
+            ),
+        ),
+    };
+    Detail { name: "index".into(), state: state.into(), means, best }
 }
 
 fn pods(trouble: Option<Problem>) -> Detail {
