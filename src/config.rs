@@ -72,6 +72,8 @@ pub struct PullConfig {
     pub stall_timeout: Duration,
     /// Failures in a row, without a byte of progress.
     pub retries: u32,
+    /// A directory of variables for the sources; absolute.
+    pub environment: Option<PathBuf>,
     /// What is pulled at start and kept.
     pub pinned: Vec<ModelRef>,
 }
@@ -339,6 +341,7 @@ impl Config {
                 connections: 0,
                 stall_timeout: Duration::ZERO,
                 retries: 0,
+                environment: None,
                 pinned: Vec::new(),
             },
             serve: ServeConfig {

@@ -44,7 +44,11 @@ pub async fn build_cache(config: &Config) -> Result<(Cache, Arc<Metrics>), Probl
     // A limit on the size of files (RLIMIT_FSIZE) is then an error of the write, as on a full disk, and not our end.
     let _ignored = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(no_signals)?;
     let metrics = Arc::new(Metrics::new());
-    let settings = SourceConfig { stall_timeout: config.pull.stall_timeout, ..SourceConfig::default() };
+    let settings = SourceConfig {
+        stall_timeout: config.pull.stall_timeout,
+        environment: config.pull.environment.clone(),
+        ..SourceConfig::default()
+    };
     let sources = Sources::new(settings, Environment::of_process());
     let (cache_config, counted) = (config.cache(), metrics.clone());
     let cache = blocking(move || Cache::start(cache_config, sources, counted)).await??;

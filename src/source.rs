@@ -4,6 +4,7 @@
 //! checked while it flows: status, Content-Range, length and pin must be what was asked for, so that a body is either
 //! exactly the range, or an error. [`retry`] resumes broken streams at the byte where they broke.
 
+mod environment;
 mod file;
 mod gate;
 mod hf;
@@ -12,7 +13,9 @@ mod object;
 mod retry;
 mod web;
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -24,6 +27,7 @@ use futures::Stream;
 use crate::fault::{Code, Diagnose};
 use crate::model::{ListedFile, Listing, ListingError, Location, ModelRef};
 
+pub use environment::Environment;
 pub use gate::{HostGate, MAX_RETRY_AFTER};
 pub use retry::{Attempt, OnWait, RetryPolicy};
 
@@ -47,11 +51,15 @@ pub struct SourceConfig {
     pub connect_timeout: Duration,
     /// Longest time with (almost) no byte, before a stream is dropped and resumed.
     pub stall_timeout: Duration,
+    /// A directory of variables that go before those of the process. It is read again for each source, so that a new
+    /// credential needs no restart.
+    pub environment: Option<PathBuf>,
 }
 
 impl Default for SourceConfig {
     fn default() -> SourceConfig {
-        SourceConfig { connect_timeout: Duration::from_secs(10), stall_timeout: Duration::from_secs(30) }
+        let (connect_timeout, stall_timeout) = (Duration::from_secs(10), Duration::from_secs(30));
+        SourceConfig { connect_timeout, stall_timeout, environment: None }
     }
 }
 
@@ -63,54 +71,30 @@ pub struct Sources {
     environment: Environment,
 }
 
-/// The environment variables the sources read, captured once, so that tests need not change the process.
-#[derive(Clone, Default)]
-pub struct Environment(std::collections::BTreeMap<String, String>);
-
-impl Environment {
-    /// The variables of this process that are UTF-8.
-    pub fn of_process() -> Environment {
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
-    }
-
-    /// The value of a variable, if it is set and not empty.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    /// Whether a variable says yes: `1`, `true`, `yes` or `on`, in any case.
-    pub fn flag(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()))
-    }
-
-    /// Every variable, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
-    }
-}
-
-impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
-    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Environment {
-        Environment(pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
-    }
-}
-
 impl Sources {
     /// Nothing is connected yet.
     pub fn new(config: SourceConfig, environment: Environment) -> Sources {
         Sources { http: OnceLock::new(), config, environment }
     }
 
-    /// The source of a reference. Fails if the TLS stack cannot be set up, or if the environment is unusable.
+    /// The source of a reference. Fails if the TLS stack cannot be set up, or if the environment is unusable. Reads small
+    /// files.
     pub fn open(&self, reference: &ModelRef) -> Result<Box<dyn Source>, Error> {
         Ok(match reference.location() {
-            Location::Hub { .. } => Box::new(hf::Hub::new(reference, self.http()?, &self.environment)?),
+            Location::Hub { .. } => Box::new(hf::Hub::new(reference, self.http()?, &*self.environment(reference)?)?),
             Location::Bucket { .. } => {
-                Box::new(object::Bucket::new(reference, &self.config, self.http()?.gate(), &self.environment)?)
+                let environment = self.environment(reference)?;
+                Box::new(object::Bucket::new(reference, &self.config, self.http()?.gate(), &environment)?)
             }
             Location::Web { .. } => Box::new(web::Web::new(reference, self.http()?)),
             Location::Directory { .. } => Box::new(file::Directory::new(reference)),
         })
+    }
+
+    fn environment(&self, reference: &ModelRef) -> Result<Cow<'_, Environment>, Error> {
+        let Some(directory) = &self.config.environment else { return Ok(Cow::Borrowed(&self.environment)) };
+        let misconfigured = |detail| Error::Misconfigured { what: reference.to_string(), detail };
+        self.environment.over(directory).map(Cow::Owned).map_err(misconfigured)
     }
 
     fn http(&self) -> Result<&http::Client, Error> {
@@ -423,7 +407,9 @@ impl Diagnose for Error {
             Error::Changed { .. } => "pull again: the new version is taken as a whole".into(),
             Error::Listing { .. } => "ask the owner of the source to rename the file".into(),
             Error::Offline { variable, .. } => format!("unset `{variable}`, or pull on a machine with a network"),
-            Error::Misconfigured { .. } => "correct the variable and start again".into(),
+            Error::Misconfigured { .. } => {
+                "correct it: a file is read again at the next pull, a variable of the process at the next start".into()
+            }
             Error::Io { .. } => "check that the directory exists and that this user may read it".into(),
         }
     }

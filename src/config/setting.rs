@@ -80,6 +80,8 @@ impl Fallback {
 #[derive(Debug)]
 pub(super) enum Slot {
     Directory(fn(&mut Config) -> &mut PathBuf),
+    /// The path of a directory, or `off`.
+    OptionalDirectory(fn(&mut Config) -> &mut Option<PathBuf>),
     Socket(fn(&mut Config) -> &mut PathBuf),
     /// The path of a socket, or `off`.
     OptionalSocket(fn(&mut Config) -> &mut Option<PathBuf>),
@@ -196,6 +198,14 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::Text("8"),
         doc: "How often a request may fail in a row, without one byte of progress, before the pull fails.",
         slot: Slot::Count(|c| &mut c.pull.retries, 0..=100),
+    },
+    Setting {
+        key: "pull.environment",
+        env: "LARDER_PULL_ENVIRONMENT",
+        flag: None,
+        default: Fallback::Text("off"),
+        doc: "A directory with a file for each variable that sources are told by (`AWS_SECRET_ACCESS_KEY`, `HF_TOKEN`, …), whose               text is its value: a mounted Secret. It is read again at each pull, and goes before the variables of the process.",
+        slot: Slot::OptionalDirectory(|c| &mut c.pull.environment),
     },
     Setting {
         key: "pull.pinned",
@@ -341,6 +351,7 @@ impl Setting {
     pub fn takes(&self) -> String {
         match &self.slot {
             Slot::Directory(_) => "an absolute path".to_owned(),
+            Slot::OptionalDirectory(_) => "an absolute path, or `off`".to_owned(),
             Slot::Socket(_) => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes"),
             Slot::OptionalSocket(_) => format!("an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes, or `off`"),
             Slot::Size(_, limits) => {
@@ -421,6 +432,8 @@ impl Setting {
         }
         match &self.slot {
             Slot::Directory(at) => *at(config) = absolute(text).ok_or_else(refuse)?,
+            Slot::OptionalDirectory(at) if text == "off" => *at(config) = None,
+            Slot::OptionalDirectory(at) => *at(config) = Some(absolute(text).ok_or_else(refuse)?),
             Slot::Socket(at) => *at(config) = socket(text).ok_or_else(refuse)?,
             Slot::OptionalSocket(at) if text == "off" => *at(config) = None,
             Slot::OptionalSocket(at) => *at(config) = Some(socket(text).ok_or_else(refuse)?),

@@ -546,7 +546,7 @@ fn token(environment: &Environment) -> Result<Option<(String, String)>, String> 
     }
     for variable in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
         if let Some(token) = environment.get(variable).map(str::trim).filter(|token| !token.is_empty()) {
-            return Ok(Some((token.to_owned(), variable.to_owned())));
+            return Ok(Some((token.to_owned(), environment.origin(variable))));
         }
     }
     let home = environment.get("HOME").unwrap_or_default();

@@ -492,7 +492,8 @@ mod tests {
         .await;
         // The paused clock also jumps while bytes are on their way: no other timer may be near.
         let far = Duration::from_secs(1_000_000);
-        let client = Client::new(&SourceConfig { connect_timeout: far, stall_timeout: far }).unwrap();
+        let client =
+            Client::new(&SourceConfig { connect_timeout: far, stall_timeout: far, environment: None }).unwrap();
         let began = Instant::now();
         let error = client.send(secret_request(port)).await.err().unwrap();
         assert_eq!(error.retry(), Retry::After(Duration::from_secs(90)));

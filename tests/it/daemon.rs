@@ -21,6 +21,7 @@ use super::support::hub::{Canned, RepoFile, TestHub};
 use super::support::larder::Home;
 
 const MIB: u64 = 1 << 20;
+const TOKEN: &str = "hf_canarysecret";
 /// `LARDER_PULL_MEMORY` of a [`Home`]: what may be on its way and not written.
 const IN_FLIGHT_BYTES: u64 = 8 * MIB;
 
@@ -446,7 +447,6 @@ async fn the_demonstration_fetches_each_byte_once_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_and_a_signed_url_are_never_written_anywhere() {
-    const TOKEN: &str = "hf_canarysecret";
     let hub = TestHub::start().await;
     let mut home = Home::new();
     home.set("HF_ENDPOINT", hub.endpoint());
@@ -521,4 +521,34 @@ async fn a_token_and_a_signed_url_are_never_written_anywhere() {
             assert!(!found, "{secret} is in {path}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_credential_that_was_changed_in_its_directory_counts_without_a_restart() {
+    let hub = TestHub::start().await;
+    hub.publish("acme/tiny", vec![RepoFile::new("config.json", b"{}".to_vec())]);
+    hub.make_private("acme/tiny");
+    hub.grant(TOKEN, "acme/tiny");
+    let mut home = Home::new();
+    let directory = home.path().join("secret");
+    home.set("HF_ENDPOINT", hub.endpoint());
+    home.set("LARDER_PULL_ENVIRONMENT", directory.to_str().unwrap());
+    let mut daemon = home.serve().await;
+    let pull = async || home.run(&["pull", "-q", "hf://acme/tiny"]).await;
+
+    let ended = pull().await;
+    assert!(ended.err.contains("code: config-invalid") && ended.err.contains("/secret` cannot be read"), "{ended:?}");
+    fs::create_dir(&directory).unwrap();
+    assert!(pull().await.err.contains("code: auth-missing"));
+    fs::write(directory.join("HF_TOKEN"), "hf_expired").unwrap();
+    let ended = pull().await;
+    assert!(
+        ended.err.contains("code: auth-invalid") && ended.err.contains("/secret/HF_TOKEN` is rejected"),
+        "{ended:?}"
+    );
+    fs::write(directory.join("HF_TOKEN"), format!("{TOKEN}\n")).unwrap();
+    assert_eq!(pull().await.code, Some(0));
+    daemon.terminate();
+    daemon.ended().await;
+    assert!(!daemon.said().contains(TOKEN) && !daemon.said().contains("hf_expired"));
 }

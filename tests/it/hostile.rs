@@ -14,7 +14,7 @@ use crate::support::source_contract::collect;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn sources() -> Sources {
-    let config = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
+    let config = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, environment: None };
     Sources::new(config, Environment::default())
 }
 

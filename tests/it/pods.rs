@@ -64,11 +64,13 @@ impl Machine {
         for name in ["cache", "run"] {
             volume(&mut spec, name)["hostPath"]["path"] = json!(dir.path().join(name));
         }
-        // A Secret, as a directory.
-        fs::create_dir(dir.path().join("token")).unwrap();
-        let token = volume(&mut spec, "token").as_object_mut().unwrap();
-        token.remove("secret");
-        token.insert("hostPath".into(), json!({"path": dir.path().join("token")}));
+        // Secrets, as directories.
+        for name in ["token", "environment"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            let secret = volume(&mut spec, name).as_object_mut().unwrap();
+            secret.remove("secret");
+            secret.insert("hostPath".into(), json!({"path": dir.path().join(name)}));
+        }
         each_container(&mut spec, |container| {
             let fields = container.as_object_mut().unwrap();
             fields.remove("envFrom");

@@ -151,6 +151,26 @@ async fn s3_says_whether_a_credential_is_missing_or_wrong() {
 }
 
 #[tokio::test]
+async fn s3_reads_its_variables_again_where_they_are_files() {
+    let Some(s3) = S3::start().await else { return };
+    s3.put("a", b"a").await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = SourceConfig { environment: Some(directory.path().to_owned()), ..SourceConfig::default() };
+    let sources = Sources::new(config, signed("http://127.0.0.1:1"));
+    let resolve = async || sources.open(&s3.reference()).unwrap().resolve().await;
+    assert_eq!(resolve().await.unwrap_err().code(), Code::SourceUnreachable, "the process names a server that is away");
+
+    std::fs::write(directory.path().join("AWS_ENDPOINT_URL_S3"), &s3.moto.endpoint).unwrap();
+    std::fs::write(directory.path().join("AWS_ACCESS_KEY_ID"), "rotated\n").unwrap();
+    assert_eq!(resolve().await.unwrap().files().len(), 1);
+
+    s3.moto.check_credentials(true).await;
+    let error = resolve().await.unwrap_err();
+    let file = format!("`{}`", directory.path().join("AWS_ACCESS_KEY_ID").display());
+    assert!(matches!(&error, Error::AuthInvalid { origin, .. } if *origin == file), "{error}");
+}
+
+#[tokio::test]
 async fn s3_notices_that_an_object_was_overwritten_while_it_is_fetched() {
     let Some(s3) = S3::start().await else { return };
     s3.put("weights", &[1; 1000]).await;

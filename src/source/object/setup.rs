@@ -239,7 +239,7 @@ fn s3(shared: &Shared<'_>) -> Result<Place, String> {
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ];
-    let found_in = shared.first(&found_in).filter(|_| !anonymous).map(|(name, _)| format!("`{name}`"));
+    let found_in = shared.first(&found_in).filter(|_| !anonymous).map(|(name, _)| environment.origin(name));
     let connector = shared.connector(&gate::authority(&endpoint.url), &["AWS_CA_BUNDLE", "SSL_CERT_FILE"])?;
     let store = builder
         .with_bucket_name(bucket)
@@ -280,7 +280,7 @@ fn gs(shared: &Shared<'_>) -> Result<Place, String> {
             "GOOGLE_SERVICE_ACCOUNT_PATH",
             "GOOGLE_APPLICATION_CREDENTIALS",
         ])
-        .map(|(name, _)| format!("`{name}`"));
+        .map(|(name, _)| environment.origin(name));
     if anonymous {
         // Otherwise a key file that this bucket does not need could still keep it from being read.
         let nobody = StaticCredentialProvider::new(GcpCredential { bearer: String::new() });
@@ -358,17 +358,18 @@ fn az(shared: &Shared<'_>) -> Result<Place, String> {
         "AZURE_CLIENT_SECRET",
         "AZURE_FEDERATED_TOKEN_FILE",
     ];
-    let mut found_in = shared.first(&given).map(|(name, _)| format!("`{name}`"));
-    if found_in.is_none() {
+    let given = shared.first(&given).map(|(name, _)| name);
+    let mut found_in = given.map(|name| environment.origin(name));
+    if given.is_none() {
         // Names that `object_store` does not know, the command line tool of Azure does.
         let key = shared.first(&["AZURE_STORAGE_KEY"]);
         let key = key.or(connection.key.map(|key| ("AZURE_STORAGE_CONNECTION_STRING", key)));
         if let Some((variable, key)) = key {
             builder = builder.with_access_key(key);
-            found_in = Some(format!("`{variable}`"));
+            found_in = Some(environment.origin(variable));
         } else if let Some(sas) = connection.sas {
             builder = builder.with_config(AzureConfigKey::SasKey, sas);
-            found_in = Some("`AZURE_STORAGE_CONNECTION_STRING`".into());
+            found_in = Some(environment.origin("AZURE_STORAGE_CONNECTION_STRING"));
         } else if emulator {
             builder = builder.with_access_key(EMULATOR_KEY);
             found_in = Some("the emulator's published key".into());
@@ -376,7 +377,7 @@ fn az(shared: &Shared<'_>) -> Result<Place, String> {
     }
     if anonymous {
         found_in = None;
-    } else if found_in.as_deref() == Some("`AZURE_FEDERATED_TOKEN_FILE`") {
+    } else if given == Some("AZURE_FEDERATED_TOKEN_FILE") {
         shared.check_files(&["AZURE_FEDERATED_TOKEN_FILE"])?;
     }
     let connector = shared.connector(&gate::authority(&endpoint.url), &["SSL_CERT_FILE"])?;

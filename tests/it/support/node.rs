@@ -93,7 +93,8 @@ impl TestNode {
         self.metrics = Arc::new(Metrics::new());
         let (config, environment, metrics) = (self.config.clone(), self.environment.clone(), self.metrics.clone());
         let start = move || {
-            let config_of_sources = SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT };
+            let config_of_sources =
+                SourceConfig { connect_timeout: TIMEOUT, stall_timeout: TIMEOUT, environment: None };
             let sources = Sources::new(config_of_sources, environment);
             Cache::start(config, sources, metrics).unwrap()
         };
