@@ -10,6 +10,7 @@ mod door;
 mod evict;
 mod init;
 mod leases;
+mod mounts;
 mod open;
 mod pins;
 mod prepare;
@@ -113,7 +114,7 @@ enum Command {
     /// Stop a pull, a warm-up or a scrub of the daemon; its bytes stay
     Cancel(Cancel),
     /// Say how this node is, and what could be better
-    Doctor(Rendering),
+    Doctor(doctor::Words),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -351,7 +352,7 @@ impl Diagnose for Error {
             Error::StoppedWarming { reference } => format!("`larder warm '{reference}'` goes on from there"),
             Error::Lost { .. } => "run the command again: it goes on from there".to_owned(),
             Error::Unwell { code: Code::DaemonUnreachable, .. } => "start `larder serve`".to_owned(),
-            Error::Unwell { .. } => "look at the log of the daemon; docs/operations.md says more".to_owned(),
+            Error::Unwell { .. } => "do what is said there, or look at the log of the daemon; docs/operations.md says more".to_owned(),
             Error::Output { .. } => "look at where standard output goes".to_owned(),
             Error::Start { .. } => "look at the limits of this process: threads, open files".to_owned(),
             Error::Bug { .. } => "report it, with the output of the command".to_owned(),
@@ -395,7 +396,7 @@ impl Cli {
             | Command::Warm(Warm { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
             | Command::Pulls(rendering)
-            | Command::Doctor(rendering)
+            | Command::Doctor(doctor::Words { rendering, .. })
             | Command::Cancel(Cancel { rendering, .. })
             | Command::Config(ConfigCommand::Show { rendering, .. }) => rendering.output,
             Command::Bench(bench::Words { json: true, .. }) => Output::Json,
@@ -452,7 +453,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Scrub(words) => scrub::run(cli, words).await,
         Command::Pulls(_) => pulls(&cli.load()?, output).await,
         Command::Cancel(Cancel { id, .. }) => cancel(&cli.load()?, id, output).await,
-        Command::Doctor(_) => doctor::run(&cli.load()?, output).await,
+        Command::Doctor(words) => doctor::run(&cli.load()?, words).await,
         Command::Config(ConfigCommand::Show { key, .. }) => show(&cli.load()?, key.as_deref(), output),
         Command::Config(ConfigCommand::Check { file }) => {
             let flags = cli.flags();

@@ -18,6 +18,7 @@ use crate::cache::{CacheConfig, Limits, MinFree, PageCache};
 use crate::fault::{Code, Diagnose};
 use crate::model::{Bytes, ModelRef};
 use crate::serve::Account;
+use crate::source::SourceConfig;
 use crate::telemetry::LogFormat;
 
 pub use setting::{Fallback, SETTINGS, Setting};
@@ -324,6 +325,15 @@ impl Config {
             retry_attempts: self.pull.retries + 1,
             warm_on_open: self.serve.warm_on_open,
             metrics_by_model: self.serve.metrics_by_model,
+        }
+    }
+
+    /// The part of it that the sources take.
+    pub fn sources(&self) -> SourceConfig {
+        SourceConfig {
+            stall_timeout: self.pull.stall_timeout,
+            environment: self.pull.environment.clone(),
+            ..SourceConfig::default()
         }
     }
 

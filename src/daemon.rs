@@ -22,7 +22,7 @@ use crate::fault::{Code, Problem};
 use crate::heap;
 use crate::kubernetes::NodePods;
 use crate::serve::{self, Door, Listener, ReadyLatches, fd};
-use crate::source::{Environment, SourceConfig, Sources};
+use crate::source::{Environment, Sources};
 use crate::telemetry::{self, Metrics};
 
 use config_file::ConfigFile;
@@ -44,12 +44,7 @@ pub async fn build_cache(config: &Config) -> Result<(Cache, Arc<Metrics>), Probl
     // A limit on the size of files (RLIMIT_FSIZE) is then an error of the write, as on a full disk, and not our end.
     let _ignored = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(no_signals)?;
     let metrics = Arc::new(Metrics::new());
-    let settings = SourceConfig {
-        stall_timeout: config.pull.stall_timeout,
-        environment: config.pull.environment.clone(),
-        ..SourceConfig::default()
-    };
-    let sources = Sources::new(settings, Environment::of_process());
+    let sources = Sources::new(config.sources(), Environment::of_process());
     let (cache_config, counted) = (config.cache(), metrics.clone());
     let cache = blocking(move || Cache::start(cache_config, sources, counted)).await??;
     Ok((cache, metrics))

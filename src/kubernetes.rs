@@ -7,6 +7,7 @@ mod announcer;
 mod happening;
 mod notice;
 mod pods;
+mod rights;
 mod tokens;
 
 use std::mem::discriminant;
@@ -20,6 +21,7 @@ use crate::fault::{Code, Diagnose};
 pub use announcer::NodeAnnouncer;
 pub use notice::{MAX_LABELLED, MODEL_PREFIX, NAMES_ANNOTATION, READY_LABEL};
 pub use pods::NodePods;
+pub use rights::Right;
 
 /// Longest time without a byte on a connection: a watch is ended by the API server before that.
 const MAX_SILENCE: Duration = Duration::from_secs(300);

@@ -5,11 +5,11 @@
 
 mod content;
 mod descriptors;
-mod disk;
+pub(super) mod disk;
 mod floor;
 mod idle;
 mod loads;
-mod machine;
+pub(super) mod machine;
 mod node;
 mod opens;
 mod origin;

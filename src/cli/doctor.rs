@@ -1,102 +1,138 @@
 //! What a person should know of this node: one finding a line.
 
+mod disk;
+mod finding;
+mod machine;
+mod rights;
+mod sources;
+
+use clap::Args;
+
 use super::door::Door;
 use super::report::{json, out};
-use super::table::{self, Align};
-use super::{Error, Output};
+use super::{Error, Output, Rendering};
 use crate::config::Config;
 use crate::fault::{Code, Problem};
+use crate::model::ModelRef;
 use crate::wire::http::Readiness;
+use finding::{Finding, Mark, print, verdict};
 
-/// How a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    /// As good as it can be.
-    Ok,
-    /// It works, and could be better.
-    Note,
-    /// It does not work.
-    Problem(Code),
-}
-
-impl Mark {
-    fn text(self) -> &'static str {
-        match self {
-            Mark::Ok => "ok",
-            Mark::Note => "note",
-            Mark::Problem(_) => "problem",
-        }
-    }
-}
-
-struct Finding {
-    mark: Mark,
-    name: String,
-    state: String,
-    means: String,
+/// The words of `larder doctor`.
+#[derive(Debug, Args)]
+pub(super) struct Words {
+    /// Look at the machine too: its kernel, its disk (which is measured), its room, the sources of pinned models, and the
+    /// rights in the cluster; also before anything is installed. It takes some seconds
+    #[arg(long)]
+    node: bool,
+    #[command(flatten)]
+    pub(super) rendering: Rendering,
 }
 
 /// Asks the daemon, or looks at the volume in this process, and prints what it finds. An error if something does not work.
-pub(super) async fn run(config: &Config, output: Output) -> Result<(), Problem> {
-    let socket = config.serve.socket.display().to_string();
-    let door = match Door::to_read(config).await {
-        Ok(door) => door,
-        Err(problem) if problem.code == Code::DaemonUnreachable && output == Output::Table => {
-            return tell(&[daemon(Mark::Problem(problem.code), "unreachable", problem.message)]);
-        }
-        Err(problem) => return Err(problem),
-    };
-    let here = !door.outlives_us();
-    let readiness = door.readiness().await;
-    door.close().await;
-    let readiness = readiness?;
-    if output == Output::Json {
-        return Ok(out(&json(&readiness))?);
+pub(super) async fn run(config: &Config, words: &Words) -> Result<(), Problem> {
+    let output = words.rendering.output;
+    let is_for_programs = output == Output::Json;
+    if !words.node {
+        return match of_daemon(config).await {
+            Ok(readiness) if is_for_programs => Ok(out(&json(&readiness.answer))?),
+            Ok(readiness) => tell(&readiness.findings(config)),
+            Err(problem) if problem.code == Code::DaemonUnreachable && !is_for_programs => {
+                tell(&[unreachable(problem)])
+            }
+            Err(problem) => Err(problem),
+        };
     }
-    let daemon = match here {
-        false => daemon(Mark::Ok, "answers", format!("larder {} on `{socket}`", readiness.version)),
-        true => {
-            let means =
-                format!("nobody answers on `{socket}`; `larder serve` starts it. This is what this process found");
-            daemon(Mark::Note, "none", means)
-        }
-    };
-    let findings: Vec<Finding> = [daemon].into_iter().chain(findings(readiness)).collect();
+    let findings = of_node(config).await;
+    if is_for_programs {
+        out(&json(&findings.iter().map(Finding::body).collect::<Vec<_>>()))?;
+        return verdict(&findings);
+    }
     tell(&findings)
 }
 
-fn daemon(mark: Mark, state: &str, means: String) -> Finding {
-    Finding { mark, name: "daemon".into(), state: state.into(), means }
+fn tell(findings: &[Finding]) -> Result<(), Problem> {
+    print(findings)?;
+    verdict(findings)
+}
+
+/// What somebody who runs a cache here should know, whether or not there is one already.
+async fn of_node(config: &Config) -> Vec<Finding> {
+    let mut pinned = config.pull.pinned.clone();
+    let mut findings = match is_here(config).await {
+        false => vec![Finding::new(Mark::Note, "daemon", "none", nobody(config, "There is no volume yet"))],
+        true => match of_daemon(config).await {
+            Ok(readiness) => {
+                for reference in &readiness.pinned {
+                    if !pinned.contains(reference) {
+                        pinned.push(reference.clone());
+                    }
+                }
+                readiness.findings(config)
+            }
+            Err(problem) => vec![unreachable(problem)],
+        },
+    };
+    findings.push(machine::kernel());
+    let there = config.clone();
+    let of_disk = tokio::task::spawn_blocking(move || disk::findings(&there)).await;
+    let of_disk = of_disk.map_err(|error| Problem::of(&Error::Bug { why: error.to_string() }));
+    findings.extend(of_disk.unwrap_or_else(|problem| vec![Finding::of("disk", "unknown", &problem)]));
+    findings.extend(sources::findings(config, &pinned).await);
+    findings.extend(rights::findings(config).await);
+    findings
+}
+
+/// Whether there is a daemon or a volume. Nothing is made.
+async fn is_here(config: &Config) -> bool {
+    config.volume.root.join("FORMAT").exists() || config.serve.socket.exists()
+}
+
+/// What a daemon, or the volume looked at in this process, says of itself.
+struct Answered {
+    answer: Readiness,
+    /// Whether it was found in this process, because no daemon answers.
+    here: bool,
+    pinned: Vec<ModelRef>,
+}
+
+async fn of_daemon(config: &Config) -> Result<Answered, Problem> {
+    let door = Door::to_read(config).await?;
+    let here = !door.outlives_us();
+    let (answer, pins) = (door.readiness().await, door.pins().await);
+    door.close().await;
+    let pinned = pins?.iter().filter_map(|pin| pin.reference.parse().ok()).collect();
+    Ok(Answered { answer: answer?, here, pinned })
+}
+
+fn unreachable(problem: Problem) -> Finding {
+    Finding::new(Mark::Problem(problem.code), "daemon", "unreachable", problem.message)
+}
+
+fn nobody(config: &Config, what: &str) -> String {
+    format!("nobody answers on `{}`; `larder serve` starts it. {what}", config.serve.socket.display())
+}
+
+impl Answered {
+    fn findings(self, config: &Config) -> Vec<Finding> {
+        let daemon = match self.here {
+            false => {
+                let means = format!("larder {} on `{}`", self.answer.version, config.serve.socket.display());
+                Finding::new(Mark::Ok, "daemon", "answers", means)
+            }
+            true => Finding::new(Mark::Note, "daemon", "none", nobody(config, "This is what this process found")),
+        };
+        [daemon].into_iter().chain(findings(self.answer)).collect()
+    }
 }
 
 fn findings(readiness: Readiness) -> Vec<Finding> {
-    let waiting = readiness.waiting_for.into_iter().map(|what| Finding {
-        mark: Mark::Problem(Code::NotReady),
-        name: "ready".into(),
-        state: "no".into(),
-        means: what,
-    });
-    let details = readiness.details.into_iter().map(|detail| Finding {
-        mark: if detail.best { Mark::Ok } else { Mark::Note },
-        name: detail.name,
-        state: detail.state,
-        means: detail.means,
+    let waiting = readiness.waiting_for.into_iter();
+    let waiting = waiting.map(|what| Finding::new(Mark::Problem(Code::NotReady), "ready", "no", what));
+    let details = readiness.details.into_iter().map(|detail| {
+        let mark = if detail.best { Mark::Ok } else { Mark::Note };
+        Finding::new(mark, &detail.name, detail.state, detail.means)
     });
     waiting.chain(details).collect()
-}
-
-fn tell(findings: &[Finding]) -> Result<(), Problem> {
-    let columns = [("", Align::Left), ("WHAT", Align::Left), ("STATE", Align::Left), ("MEANS", Align::Left)];
-    let row = |f: &Finding| [f.mark.text().to_owned(), f.name.clone(), f.state.clone(), f.means.clone()];
-    out(&table::render(columns, &findings.iter().map(row).collect::<Vec<_>>()))?;
-    let problems = findings.iter().filter_map(|finding| match finding.mark {
-        Mark::Problem(code) => Some((code, finding.means.clone())),
-        _ => None,
-    });
-    match problems.clone().next() {
-        None => Ok(()),
-        Some((code, first)) => Err(Error::Unwell { problems: problems.count(), first, code }.into()),
-    }
 }
 
 #[cfg(test)]

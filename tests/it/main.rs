@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 mod daemon;
 mod daemonset;
+mod doctor;
 mod evict;
 mod fd_daemon;
 mod fd_door;

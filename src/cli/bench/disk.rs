@@ -20,21 +20,30 @@ const BLOCK_BYTES: u64 = 1 << 20;
 
 /// So many bytes, into as many files as there are threads.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Write {
-    pub(super) directory: PathBuf,
-    pub(super) bytes: u64,
+pub(in crate::cli) struct Write {
+    pub(in crate::cli) directory: PathBuf,
+    pub(in crate::cli) bytes: u64,
 }
 
 /// All of these files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Read {
-    pub(super) files: Vec<PathBuf>,
+pub(in crate::cli) struct Read {
+    pub(in crate::cli) files: Vec<PathBuf>,
 }
 
 impl Write {
     /// What is written in all.
-    pub(super) fn total_bytes(&self) -> u64 {
+    pub(in crate::cli) fn total_bytes(&self) -> u64 {
         self.of_each() * THREADS
+    }
+
+    /// What is written to.
+    pub(in crate::cli) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        (0..THREADS).map(|thread| self.file(thread))
+    }
+
+    fn file(&self, thread: u64) -> PathBuf {
+        self.directory.join(format!("written-{thread}"))
     }
 
     fn of_each(&self) -> u64 {
@@ -43,10 +52,10 @@ impl Write {
 }
 
 /// Writes, and makes it durable.
-pub(super) fn write(write: &Write) -> io::Result<Duration> {
+pub(in crate::cli) fn write(write: &Write) -> io::Result<Duration> {
     let began = Instant::now();
     in_threads(|thread| {
-        let file = directly(&write.directory.join(format!("written-{thread}")), write.of_each())?;
+        let file = directly(&write.file(thread), write.of_each())?;
         let mut block = MmapMut::map_anon(BLOCK_BYTES as usize)?;
         blake3::Hasher::new().update(&thread.to_le_bytes()).finalize_xof().fill(&mut block);
         for at in (0..write.of_each()).step_by(BLOCK_BYTES as usize) {
@@ -59,7 +68,7 @@ pub(super) fn write(write: &Write) -> io::Result<Duration> {
 }
 
 /// Reads, wherever the bytes are in the page cache too.
-pub(super) fn read(read: &Read) -> io::Result<Duration> {
+pub(in crate::cli) fn read(read: &Read) -> io::Result<Duration> {
     let direct = OFlags::DIRECT.bits() as i32;
     let open = |path: &PathBuf| {
         let file = OpenOptions::new().read(true).custom_flags(direct).open(path).map_err(no_direct)?;

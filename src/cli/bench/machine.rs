@@ -1,12 +1,12 @@
 //! What the numbers are numbers of, and what the processor of this machine can do.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::Instant;
 
 use aws_lc_rs::digest as lc;
 
+use super::super::mounts;
 use super::report::Machine;
 
 /// Hashed at a time: what stays in the cache of a processor.
@@ -21,9 +21,14 @@ pub(super) fn machine(directory: &Path) -> Machine {
     Machine {
         processors: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: meminfo().and_then(|text| kib(&text, "MemTotal")),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
-        file_system: file_system(directory).unwrap_or_else(|_| "an unknown file system".to_owned()),
+        kernel: kernel_release(),
+        file_system: mounts::of(directory).map_or_else(|_| "an unknown file system".to_owned(), |mount| mount.kind),
     }
+}
+
+/// Such as `6.12.0`; `None` if it does not tell.
+pub(in crate::cli) fn kernel_release() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned())
 }
 
 /// How much page cache the node can take now; `None` if it does not tell.
@@ -60,22 +65,6 @@ fn meminfo() -> Option<String> {
 fn kib(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// By the number that the kernel gives it (`linux/magic.h`).
-fn file_system(directory: &Path) -> io::Result<String> {
-    let magic = u64::try_from(rustix::fs::statfs(directory)?.f_type).unwrap_or(0) & 0xffff_ffff;
-    Ok(match magic {
-        0xef53 => "ext4".into(),
-        0x5846_5342 => "xfs".into(),
-        0x9123_683e => "btrfs".into(),
-        0x2fc1_2fc1 => "zfs".into(),
-        0xf2f5_2010 => "f2fs".into(),
-        0x0102_1994 => "tmpfs".into(),
-        0x794c_7630 => "overlayfs".into(),
-        0x6969 => "nfs".into(),
-        other => format!("file system {other:#x}"),
-    })
 }
 
 #[cfg(test)]

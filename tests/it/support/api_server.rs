@@ -90,6 +90,8 @@ struct World {
     forgotten: u64,
     node: FakeNode,
     events: Vec<Value>,
+    /// What the account lacks: verb and resource.
+    denied: Vec<(String, String)>,
 }
 
 /// Node `n1`, as far as larder has to do with it.
@@ -158,6 +160,7 @@ impl ApiServer {
             forgotten: 0,
             node: FakeNode::default(),
             events: Vec::new(),
+            denied: Vec::new(),
         };
         let account = Arc::new(Account { dir: tempfile::tempdir().unwrap() });
         for (name, text) in [("token", "token-one"), ("ca.crt", authority), ("namespace", "larder")] {
@@ -182,6 +185,11 @@ impl ApiServer {
         let variables =
             [("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()), ("KUBERNETES_SERVICE_PORT", self.port.to_string())];
         (variables, self.account.dir.path())
+    }
+
+    /// The account has no such right, when it asks.
+    pub(crate) fn denies(&self, verb: &str, resource: &str) {
+        self.world.send_modify(|world| world.denied.push((verb.into(), resource.into())));
     }
 
     /// How it answers from now on.
@@ -352,6 +360,14 @@ async fn answer(
         }
         "/apis/authentication.k8s.io/v1/tokenreviews" if method == Method::POST => {
             review(&serde_json::from_slice(&body).unwrap())
+        }
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" if method == Method::POST => {
+            let mut asked: Value = serde_json::from_slice(&body).unwrap();
+            let attributes = &asked["spec"]["resourceAttributes"];
+            let right = |key: &str| attributes[key].as_str().unwrap().to_owned();
+            let is_denied = server.world.borrow().denied.contains(&(right("verb"), right("resource")));
+            asked["status"] = json!({"allowed": !is_denied});
+            (StatusCode::CREATED, asked.to_string()).into_response()
         }
         "/apis/events.k8s.io/v1/namespaces/default/events" if method == Method::POST => {
             let event: Value = serde_json::from_slice(&body).unwrap();

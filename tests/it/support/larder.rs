@@ -86,10 +86,7 @@ impl Home {
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, words: &[&str]) -> Ended {
-        let mut command = self.command(words);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        ended(self.command(words)).await
     }
 
     /// What a command that must work prints.
@@ -116,8 +113,19 @@ impl Home {
     /// The same daemon as a pod, whose kubelet has mounted this directory as its identity. `None`, after saying why, where
     /// nothing can be mounted.
     pub(crate) async fn serve_as_pod(&self, identity: &Path) -> Option<Running> {
+        let mut daemon = Running::start(self.command_as_pod(identity, &["serve"])?);
+        daemon.says("\"message\":\"ready\"").await;
+        Some(daemon)
+    }
+
+    /// A command of such a pod, run to its end.
+    pub(crate) async fn run_as_pod(&self, identity: &Path, words: &[&str]) -> Option<Ended> {
+        Some(ended(self.command_as_pod(identity, words)?).await)
+    }
+
+    fn command_as_pod(&self, identity: &Path, words: &[&str]) -> Option<Command> {
         const AS_POD: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/secrets/kubernetes.io \
-                              && ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && exec \"$0\" serve";
+                              && ln -s \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$0\" \"$@\"";
         match Command::new("unshare").args(["--mount", "true"]).output() {
             Ok(output) if output.status.success() => {}
             Ok(output) => {
@@ -130,11 +138,9 @@ impl Home {
             }
         }
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", AS_POD, env!("CARGO_BIN_EXE_larder")]).arg(identity);
+        command.args(["--mount", "sh", "-c", AS_POD, env!("CARGO_BIN_EXE_larder")]).arg(identity).args(words);
         command.env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
-        let mut daemon = Running::start(command);
-        daemon.says("\"message\":\"ready\"").await;
-        Some(daemon)
+        Some(command)
     }
 
     /// The same daemon, which may open no more descriptors than this.
@@ -146,6 +152,12 @@ impl Home {
         daemon.says("\"message\":\"ready\"").await;
         daemon
     }
+}
+
+async fn ended(mut command: Command) -> Ended {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 /// A process whose standard error is read as it comes. Killed when it is dropped.
