@@ -37,6 +37,8 @@ pub struct Index {
     sled: Option<Keeper>,
     /// Whether something was written since the last flush.
     is_dirty: AtomicBool,
+    /// Why the last change was not taken. sled takes none any more once its disk has refused one.
+    refused: Mutex<Option<String>>,
     uses: Mutex<Uses>,
 }
 
@@ -92,7 +94,7 @@ impl Index {
         };
         let read = sled.as_ref().and_then(|sled| sled.ask(|sled| Ok(sled.uses())).ok());
         let uses = Mutex::new(read.unwrap_or_default());
-        Index { dir: dir.to_owned(), rebuilt, sled, is_dirty: AtomicBool::new(true), uses }
+        Index { dir: dir.to_owned(), rebuilt, sled, is_dirty: AtomicBool::new(true), refused: Mutex::default(), uses }
     }
 
     /// Whether an index was there and had to be given up.
@@ -100,11 +102,14 @@ impl Index {
         self.rebuilt
     }
 
-    /// Why nothing is written now, if it is so: there is no index, or sled does not answer.
+    /// Why nothing is written now, if it is so: there is no index, sled does not answer, or it did not take what came last.
     pub fn why_unusable(&self) -> Option<String> {
         match &self.sled {
             None => Some(NONE.into()),
-            Some(sled) => sled.silence(),
+            Some(sled) => {
+                let why = sled.silence().or_else(|| self.refused().clone());
+                why.map(|why| format!("{why}; if the disk is well, restart larder"))
+            }
         }
     }
 
@@ -274,7 +279,13 @@ impl Index {
     fn change(&self, change: impl FnOnce(&Sled) -> sled::Result<()> + Send + 'static) -> Result<(), Error> {
         let failed = |why| Error { dir: self.dir.clone(), why };
         let sled = self.sled.as_ref().ok_or_else(|| failed(NONE.into()))?;
-        sled.ask(change).map_err(failed)
+        let changed = sled.ask(change);
+        *self.refused() = changed.as_ref().err().cloned();
+        changed.map_err(failed)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<String>> {
+        self.refused.lock().unwrap_or_else(|held| held.into_inner())
     }
 }
 
@@ -471,6 +482,7 @@ mod tests {
         let index = Index::open(&dir.path().join("file/index"));
         let record = record("hf://o/n@main", &[1]);
         assert!(index.was_rebuilt());
+        assert!(index.why_unusable().unwrap().contains("there is none"));
         assert!(index.add(&record).is_err() && index.reconcile(std::slice::from_ref(&record)).is_err());
         index.opened(record.id(), 7);
         assert!(index.flush().is_err() && index.write_stamps(&[]).is_err());
@@ -585,6 +597,7 @@ mod tests {
         index.add(&record).unwrap();
         index.opened(record.id(), 10);
         index.flush().unwrap();
+        assert_eq!(index.why_unusable(), None);
         let key = claim_key(&claim(1), record.id());
         let other = Digest::of(b"other").to_hex();
         for value in [&b""[..], b"short", &[0xff; 72], other.as_bytes(), &seal(b"another key", &other)] {

@@ -106,7 +106,7 @@ impl Keeper {
     }
 
     fn silent(&self) -> String {
-        format!("sled has not answered in {} s; if the disk is well, restart larder", self.limits.call.as_secs())
+        format!("sled has not answered in {} s", self.limits.call.as_secs())
     }
 
     fn gave_up(&self) -> String {

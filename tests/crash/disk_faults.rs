@@ -131,6 +131,44 @@ async fn a_daemon_with_a_call_that_fails_serves_the_rest() {
     }
 }
 
+/// sled may panic, refuse, or wait for ever: which of them is its own affair.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_whose_index_cannot_be_written_serves_without_it() {
+    if let Some(why) = strace::unusable() {
+        return skipped(&why);
+    }
+    let home = Home::new();
+    let (models, here, wanted) = ground(&home).await;
+    let outside = checker::outside_of(&home);
+    let file = home.root().join("index-v1/db");
+    let mut row = Row::new("the index of a daemon cannot be written");
+    for calls in ["pwrite64", "fsync,fdatasync,sync_file_range", "pwrite64,fsync,fdatasync,sync_file_range"] {
+        let case = async {
+            let _ = std::fs::remove_dir_all(home.root());
+            let path = home.done(&["pull", "-q", &here]).await;
+            let mut daemon = home.serve().await;
+            let mut fault = Running::start(strace::attached_to(&file, daemon.id(), calls, "EIO"));
+            fault.says(" attached").await;
+            home.done(&["pull", "-q", &wanted]).await;
+            assert_eq!(home.done(&["open", &here]).await, path);
+            home.done(&["remove", &wanted]).await;
+            home.done(&["pull", "-q", &wanted]).await;
+            let told = home.done(&["doctor"]).await;
+            assert!(told.contains("\nnote  index ") && told.contains("restart larder"), "{told}");
+            daemon.terminate();
+            assert!(daemon.ended().await.0.success(), "{}", daemon.said());
+            fault.ended().await;
+            assert!(fault.said().contains("(INJECTED)"), "{}", fault.said());
+            let told = home.done(&["doctor"]).await;
+            assert!(told.contains("\nok    index "), "{told}");
+            let promised = Promised { here: [here.clone(), wanted.clone()].into(), ..Promised::default() };
+            checker::check(&home, &models, &promised, &outside).await;
+        };
+        row.case(calls, case).await;
+    }
+    row.end();
+}
+
 /// How much of a write of a part was done, if it was less than was asked for: a line of the trace.
 fn shortened(line: &str) -> Option<(u64, u64)> {
     let (call, done) = line.split_once(") = ")?;

@@ -232,3 +232,10 @@ pub(crate) fn attached(process: u32, call: &str, error: &str, nth: usize) -> Com
     command.stdin(Stdio::null());
     command
 }
+
+/// The same for every such call on one file.
+pub(crate) fn attached_to(file: &Path, process: u32, calls: &str, error: &str) -> Command {
+    let mut command = attached(process, calls, error, 1);
+    command.args(["-e", &format!("inject={calls}:error={error}"), "-P"]).arg(file);
+    command
+}
