@@ -16,6 +16,7 @@ mod manifests;
 mod memory;
 mod models;
 mod open;
+mod pace;
 mod pin;
 mod proof;
 mod pull;
@@ -78,6 +79,8 @@ pub struct CacheConfig {
     pub pull_memory: Bytes,
     /// Most range requests under way, all pulls together.
     pub pull_connections: usize,
+    /// Bytes a second of all pulls together that nobody waits for, if that is limited.
+    pub background_rate: Option<Bytes>,
     /// What becomes of the page cache when a pull writes.
     pub page_cache: PageCache,
     /// Longest time without a byte, before a stream is dropped and resumed.

@@ -67,6 +67,8 @@ pub struct PullConfig {
     pub memory: Bytes,
     /// Most requests for bytes under way.
     pub connections: u32,
+    /// Bytes a second of all pulls together that nobody waits for.
+    pub background_rate: Option<Bytes>,
     /// What becomes of the page cache.
     pub page_cache: PageCache,
     /// Longest time without a byte.
@@ -319,6 +321,7 @@ impl Config {
             in_kubernetes: self.in_kubernetes,
             pull_memory: self.pull.memory,
             pull_connections: self.pull.connections as usize,
+            background_rate: self.pull.background_rate,
             page_cache: self.pull.page_cache,
             stall_timeout: self.pull.stall_timeout,
             // The first attempt is not a retry.
@@ -347,6 +350,7 @@ impl Config {
             in_kubernetes: false,
             pull: PullConfig {
                 memory: Bytes(0),
+                background_rate: None,
                 page_cache: PageCache::Auto,
                 connections: 0,
                 stall_timeout: Duration::ZERO,

@@ -14,7 +14,7 @@
 //! rank 3   store   index   source       bytes on this disk; facts; bytes from elsewhere
 //! rank 2   wire                         every byte that crosses a process
 //! rank 1   model                        the nouns; no I/O
-//! rank 0   fault   telemetry   heap     what an error must say; logs and metrics; memory
+//! rank 0   fault   telemetry   heap   priority   what an error must say; logs and metrics; memory; who goes first
 //! ```
 //!
 //! A module may `use` only modules of a lower rank, never its own rank, never upwards. `store`, `index` and `source` do
@@ -24,6 +24,7 @@
 //! - [`fault`]: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
 //! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
 //! - [`heap`]: memory that is taken and not used.
+//! - [`priority`]: when the disk serves a thread.
 //! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
 //! - [`wire`]: bodies of the HTTP API, frames of the socket, the map of a descriptor, and what of a file is in memory.
 //! - [`store`]: the only code that changes the disk.
@@ -47,6 +48,7 @@ pub mod heap;
 pub mod index;
 pub mod kubernetes;
 pub mod model;
+pub mod priority;
 pub mod serve;
 pub mod source;
 pub mod store;

@@ -55,7 +55,7 @@ impl Cache {
             _ => None,
         };
         if asked.warm {
-            self.warm_in_background(&reference, &model.version);
+            self.warm_for_reader(&reference, &model.version);
         }
         Ok(Opened { model, lease })
     }
@@ -116,7 +116,7 @@ impl Cache {
             None => files,
         };
         if asked.warm {
-            self.warm_in_background(reference, &record.version);
+            self.warm_for_reader(reference, &record.version);
         }
         let (lease_info, path_below_public) = (lease.info(record), self.below_public(record));
         Ok(OpenModel { model, path_below_public, files, lease, lease_info, lasting_lease: None })

@@ -133,8 +133,8 @@ impl Cache {
         self.pull_as(None, reference, Asked::BySomebody)
     }
 
-    /// The same for nobody who waits: it lets the pulls of those who do go first.
-    pub(super) fn pull_ahead(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
+    /// The same for nobody who waits: it lets go first what somebody waits for.
+    pub fn pull_ahead(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
         self.pull_as(None, reference, Asked::Ahead)
     }
 
@@ -166,7 +166,7 @@ impl Cache {
         if let Some(pull) = pulls.active.get(&text) {
             pull.progress.asked_again();
             if asked == Asked::BySomebody {
-                pull.urgency.raise(&self.0.demand);
+                pull.urgency.raise();
             }
             return Ok(pull.handle());
         }
@@ -183,11 +183,11 @@ impl Cache {
             id,
             reference: reference.clone(),
             cancelled: self.0.stop.child_token(),
-            urgency: Arc::default(),
+            urgency: Arc::new(Urgency::of(&self.0.demand)),
             warm: AtomicBool::new(false),
         });
         if asked == Asked::BySomebody {
-            pull.urgency.raise(&self.0.demand);
+            pull.urgency.raise();
         }
         pulls.active.insert(text, pull.clone());
         let handle = pull.handle();
@@ -202,7 +202,14 @@ impl Cache {
         pulls.iter().map(|pull| pull.progress.status()).collect()
     }
 
-    /// One pull, to look at or to wait on.
+    /// One pull, to wait on: from now on somebody does.
+    pub fn follow_pull(&self, id: &str) -> Result<PullHandle, Error> {
+        let pull = self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?;
+        pull.urgency.raise();
+        Ok(pull.handle())
+    }
+
+    /// One pull, to look at.
     pub fn pull_status(&self, id: &str) -> Result<PullHandle, Error> {
         Ok(self.0.pulls.lock().expect("no panic while the pulls are held").find(id)?.handle())
     }
@@ -222,7 +229,7 @@ impl Cache {
         pull.warm.store(true, Ordering::SeqCst);
         let status = pull.progress.status();
         if let (Phase::Ready, Some(version)) = (status.phase, status.version) {
-            self.warm_in_background(&pull.reference, &version);
+            self.warm_ahead(&pull.reference, &version);
         }
         Ok(())
     }
@@ -310,7 +317,7 @@ impl Cache {
             Ok(done) => {
                 pull.progress.ready(&done.record, &self.directory(&done.record));
                 if pull.warm.load(Ordering::SeqCst) {
-                    self.warm_in_background(&pull.reference, &done.record.version);
+                    self.warm_ahead(&pull.reference, &done.record.version);
                 }
                 // Nobody waits for it: a crash before it is done costs a hash of the model at its next open.
                 let flushed = self.blocking(|cache| {

@@ -77,6 +77,7 @@ impl Cache {
     fn over(config: CacheConfig, volume: Volume, hands: Option<Hands>, metrics: Arc<Metrics>) -> Cache {
         let budget = Arc::new(Budget::new(config.pull_memory.0, config.pull_connections));
         let limits = Mutex::new(config.limits);
+        let demand = Demand::new(config.background_rate.map(|rate| rate.0));
         Cache(Arc::new(Inner {
             config,
             limits,
@@ -88,7 +89,7 @@ impl Cache {
             pods: Default::default(),
             pulls: Default::default(),
             manifests: Default::default(),
-            demand: Demand::new(),
+            demand,
             warms: Default::default(),
             scrubs: Default::default(),
             proofs: Default::default(),

@@ -12,10 +12,13 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::demand::Urgency;
 use super::job::JobHandle;
+use super::pace::Pace;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::{Diagnose, Problem};
 use crate::model::{Digest, Manifest};
+use crate::priority::IoPriority;
 use crate::store::{Blob, ScrubNote, Scrubbed};
 use crate::wire::http::{Found, ProblemBody, ScrubFinding, ScrubPhase, ScrubStatus};
 
@@ -62,26 +65,6 @@ struct Scrub {
 impl Scrub {
     fn handle(&self) -> ScrubHandle {
         ScrubHandle { id: self.id.clone(), status: self.status.subscribe() }
-    }
-}
-
-/// Lets bytes through at a rate.
-struct Pace {
-    rate: Option<u64>,
-    began: Instant,
-    bytes: u64,
-}
-
-impl Pace {
-    fn at(rate: Option<u64>) -> Pace {
-        Pace { rate, began: Instant::now(), bytes: 0 }
-    }
-
-    /// How long to wait before so many more bytes.
-    fn before(&mut self, bytes: u64) -> Duration {
-        let due = self.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(self.bytes as f64 / rate as f64));
-        self.bytes += bytes;
-        due.saturating_sub(self.began.elapsed())
     }
 }
 
@@ -209,7 +192,9 @@ impl Cache {
             status.blobs_total = blobs.len() as u64;
             status.bytes_total = blobs.iter().map(|blob| blob.size).sum();
         });
+        let mut priority = IoPriority::of_this_thread();
         let mut pace = Pace::at(scrub.rate);
+        let never = Urgency::of(&self.0.demand);
         let (mut told, mut noted) = (Instant::now(), Instant::now());
         for blob in blobs {
             let go_on = |bytes: u64| {
@@ -223,13 +208,21 @@ impl Cache {
                     status.bytes_done += bytes;
                     false
                 });
+                let stopped = scrub.cancelled.cancelled();
                 if !wait.is_zero() {
-                    let stopped = scrub.cancelled.cancelled();
                     let _ = runtime.block_on(async { tokio::time::timeout(wait, stopped).await });
+                } else if scrub.in_background {
+                    // It has weeks, and who waits for a model has not.
+                    runtime.block_on(async {
+                        tokio::select! { () = self.0.demand.comes_first(&never) => {}, () = stopped => {} }
+                    });
                 }
                 !scrub.cancelled.is_cancelled()
             };
+            // Also where somebody asked for it: whoever reads a model now cannot wait, this can.
+            priority.give_way(true);
             let found = self.0.volume.scrub_blob(blob.digest, blob.size, go_on)?;
+            priority.give_way(false);
             if found == Scrubbed::Stopped {
                 self.remember(&note);
                 return Ok(false);
@@ -297,22 +290,5 @@ impl Cache {
             found.extend(named.map(|file| (Some(record.reference.to_string()), Some(file.path.to_string()))));
         }
         found
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_kept_from_the_first_byte_on_and_none_waits_for_nothing() {
-        let mut pace = Pace::at(Some(1_000));
-        assert_eq!(pace.before(500), Duration::ZERO);
-        let wait = pace.before(500);
-        assert!(wait <= Duration::from_millis(500) && wait > Duration::from_millis(250), "{wait:?}");
-        let wait = pace.before(1);
-        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(750), "{wait:?}");
-        let mut pace = Pace::at(None);
-        assert_eq!((pace.before(u64::MAX / 2), pace.before(1)), (Duration::ZERO, Duration::ZERO));
     }
 }

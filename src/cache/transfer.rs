@@ -23,6 +23,7 @@ use super::demand::{Demand, Turn, Urgency};
 use super::throughput::Throughput;
 use crate::heap;
 use crate::model::{Claim, ListedFile};
+use crate::priority::IoPriority;
 use crate::source::{self, OnWait, RetryPolicy, Source};
 use crate::store::{Blob, Ingest};
 
@@ -286,6 +287,7 @@ impl Transfer {
                 }
             };
             self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.demand.has_come(&self.urgency, chunk.len() as u64).await;
             if let Some(bytes_per_second) = self.budget.throughput.count(chunk.len()) {
                 self.budget.connections.adapt(bytes_per_second);
             }
@@ -318,10 +320,12 @@ impl Transfer {
         adopt: impl FnOnce(Blob),
     ) -> Result<Blob, Error> {
         let done = &self.tally.done;
+        let mut priority = IoPriority::of_this_thread();
         while let Some((range, mut pieces)) = ranges.blocking_recv() {
             while let Some(piece) = pieces.blocking_recv() {
                 match piece {
                     Ok(piece) => {
+                        priority.give_way(!self.urgency.is_raised());
                         ingest.bypass_page_cache(self.caching.bypasses(self.budget.throughput.bytes_per_second()))?;
                         ingest.write(piece.bytes())?;
                         done.fetch_add(piece.length as u64, Ordering::Relaxed);

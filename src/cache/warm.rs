@@ -2,7 +2,8 @@
 //!
 //! It is read, in large blocks by some threads at once. To advise the kernel instead (`MADV_WILLNEED`) is several times slower
 //! on some nodes and as fast on others, and it can neither be bounded nor taken back. What is resident is never assumed but
-//! asked for afterwards. One warm-up reads at a time, and none is waited for by an open or a pull.
+//! asked for afterwards. None is waited for by an open or a pull. One warm-up reads at a time for readers, and one for nobody
+//! in particular, which lets go first what somebody waits for.
 
 mod reading;
 mod resident;
@@ -12,9 +13,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::demand::{Demand, Urgency};
 use super::job::JobHandle;
 use super::lease::Lease;
 use super::memory::{Bound, Limit, Memory};
@@ -24,7 +27,7 @@ use crate::model::{Bytes, ModelId, ModelRef, Record};
 use crate::telemetry::metrics::WarmOutcome;
 use crate::wire::http::{Detail, ProblemBody, WarmPhase, WarmStatus};
 use crate::wire::residency::Method;
-use reading::{Ended, Reading, Tally};
+use reading::{Ended, GivesWay, Reading, Tally};
 use resident::{LastResidency, blobs_of, percent, total_of};
 
 /// Who holds the lease on a version that is being warmed, in words.
@@ -49,8 +52,10 @@ pub type WarmHandle = JobHandle<WarmStatus>;
 #[derive(Default)]
 pub(super) struct Warms {
     books: Mutex<Books>,
-    /// Whose turn it is to read, in the order of asking.
-    turn: tokio::sync::Mutex<()>,
+    /// Whose turn it is to read for readers, in the order of asking.
+    for_readers: tokio::sync::Mutex<()>,
+    /// The same for the others.
+    ahead: tokio::sync::Mutex<()>,
     residency: LastResidency,
 }
 
@@ -67,12 +72,14 @@ struct Warm {
     id: String,
     status: watch::Sender<WarmStatus>,
     tally: Tally,
+    /// Raised when it is for a reader.
+    urgency: Urgency,
     cancelled: CancellationToken,
 }
 
 impl Warm {
-    fn new(id: String, status: WarmStatus, cancelled: CancellationToken) -> Warm {
-        Warm { id, status: watch::Sender::new(status), tally: Tally::default(), cancelled }
+    fn new(id: String, status: WarmStatus, urgency: Urgency, cancelled: CancellationToken) -> Warm {
+        Warm { id, status: watch::Sender::new(status), tally: Tally::default(), urgency, cancelled }
     }
 
     fn handle(&self) -> WarmHandle {
@@ -83,6 +90,15 @@ impl Warm {
 impl Warms {
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().expect("no panic while the warm-ups are held")
+    }
+
+    /// Waits until it may read.
+    async fn turn(&self, demand: &Demand, urgency: &Urgency) -> tokio::sync::MutexGuard<'_, ()> {
+        tokio::select! {
+            biased;
+            () = demand.is_wanted(urgency) => self.for_readers.lock().await,
+            turn = self.ahead.lock() => turn,
+        }
     }
 }
 
@@ -121,17 +137,17 @@ struct Verdict {
 impl Cache {
     /// Joins the warm-up of the version a reference means now, or starts one. Needs a tokio runtime; returns at once.
     pub fn warm(&self, reference: &ModelRef) -> Result<WarmHandle, Error> {
-        self.warm_version(reference, None)
+        Ok(self.warm_version(reference, None)?.handle())
     }
 
-    fn warm_version(&self, reference: &ModelRef, version: Option<&str>) -> Result<WarmHandle, Error> {
+    fn warm_version(&self, reference: &ModelRef, version: Option<&str>) -> Result<Arc<Warm>, Error> {
         let mut books = self.0.warms.books();
         if self.0.stop.is_cancelled() {
             return Err(Error::DrainingWarms);
         }
         let (record, lease) = self.lease_connection(reference, version, HOLDER)?;
         if let Some(warm) = books.active.get(&record.id()) {
-            return Ok(warm.handle());
+            return Ok(warm.clone());
         }
         if books.active.len() >= MAX_ACTIVE_WARMS {
             return Err(Error::TooManyWarms { most: MAX_ACTIVE_WARMS });
@@ -140,11 +156,11 @@ impl Cache {
         // The letter tells them from pulls.
         let id = format!("w{:012x}-{:04x}", now_ms(), books.started & 0xffff);
         let status = WarmStatus::queued(&id, &record.id().to_string(), &reference.to_string(), rfc3339(now_ms()));
-        let warm = Arc::new(Warm::new(id, status, self.0.stop.child_token()));
+        let warm = Arc::new(Warm::new(id, status, Urgency::of(&self.0.demand), self.0.stop.child_token()));
         books.active.insert(record.id(), warm.clone());
-        let (cache, handle) = (self.clone(), warm.handle());
-        self.0.tasks.spawn(async move { cache.run_warm(warm, record, lease).await });
-        Ok(handle)
+        let (cache, started) = (self.clone(), warm.clone());
+        self.0.tasks.spawn(async move { cache.run_warm(started, record, lease).await });
+        Ok(warm)
     }
 
     /// Every warm-up this process remembers, newest first.
@@ -169,8 +185,16 @@ impl Cache {
         Ok(warm.handle().finished().await)
     }
 
-    /// Starts a warm-up that nobody waits for. Needs a tokio runtime.
-    pub(super) fn warm_in_background(&self, reference: &ModelRef, version: &str) {
+    /// Starts a warm-up for a reader who has opened it, or makes that one its own which is under way. Needs a tokio runtime.
+    pub(super) fn warm_for_reader(&self, reference: &ModelRef, version: &str) {
+        match self.warm_version(reference, Some(version)) {
+            Ok(warm) => warm.urgency.raise(),
+            Err(error) => tracing::warn!(%reference, %error, "a model is not warmed"),
+        }
+    }
+
+    /// Starts a warm-up for who may come. Needs a tokio runtime.
+    pub(super) fn warm_ahead(&self, reference: &ModelRef, version: &str) {
         if let Err(error) = self.warm_version(reference, Some(version)) {
             tracing::warn!(%reference, %error, "a model is not warmed");
         }
@@ -191,7 +215,7 @@ impl Cache {
             });
             match measured.await {
                 Ok(Some(percent)) if percent >= WARM_PERCENT => {}
-                Ok(_) => cache.warm_in_background(&record.reference, &record.version),
+                Ok(_) => cache.warm_for_reader(&record.reference, &record.version),
                 Err(error) => tracing::warn!(reference = %record.reference, %error, "a model is not warmed"),
             }
         });
@@ -209,12 +233,13 @@ impl Cache {
         let result = tokio::select! {
             biased;
             () = warm.cancelled.cancelled() => Ok(Verdict::cancelled()),
-            turn = self.0.warms.turn.lock() => {
+            turn = self.0.warms.turn(&self.0.demand, &warm.urgency) => {
                 let result = self.bring_in(&warm, &record).await;
                 drop(turn);
                 result
             }
         };
+        warm.urgency.end();
         drop(lease);
         let read = warm.tally.read.load(Ordering::Relaxed);
         let outcome = match &result {
@@ -270,10 +295,30 @@ impl Cache {
             warm.status.send_modify(|status| status.why = Some(first.bound.to_string()));
         }
         let (volume, tally, cancelled) = (&self.0.volume, &warm.tally, &warm.cancelled);
-        let ended = Reading { volume, blobs: &blobs, allowance: &allowance, tally, cancelled }.run()?;
+        let way = ForDemand { demand: &self.0.demand, urgency: &warm.urgency, runtime: Handle::current() };
+        let ended = Reading { volume, blobs: &blobs, allowance: &allowance, tally, cancelled, way: &way }.run()?;
         let resident = self.resident_of(&blobs);
         warm.status.send_modify(|status| status.resident_bytes = resident);
         Ok(verdict(ended, resident, total, Memory::of_this_process().limit()))
+    }
+}
+
+/// A warm-up for nobody in particular gives way to what somebody waits for.
+struct ForDemand<'a> {
+    demand: &'a Demand,
+    urgency: &'a Urgency,
+    runtime: Handle,
+}
+
+impl GivesWay for ForDemand<'_> {
+    fn is_ahead(&self) -> bool {
+        !self.urgency.is_raised()
+    }
+
+    fn wait_until_free(&self, enough: &CancellationToken) {
+        self.runtime.block_on(async {
+            tokio::select! { () = self.demand.comes_first(self.urgency) => {}, () = enough.cancelled() => {} }
+        });
     }
 }
 
@@ -372,6 +417,8 @@ fn limit_detail(limit: Option<&Limit>) -> Detail {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -406,7 +453,7 @@ mod tests {
     #[test]
     fn a_percentage_is_told_when_it_is_known_and_a_hundred_only_when_the_kernel_has_said_so() {
         let status = WarmStatus::queued("w1", "0123456789abcdef", "hf://o/n@main", String::new());
-        let warm = Warm::new("w1".into(), status, CancellationToken::new());
+        let warm = Warm::new("w1".into(), status, Urgency::of(&Demand::new(None)), CancellationToken::new());
         let told = |warm: &Warm| (warm.status.borrow().percent, warm.status.borrow().bytes_done);
         let tick = |warm: &Warm| warm.publish(Duration::from_secs(2));
         tick(&warm);
@@ -423,6 +470,22 @@ mod tests {
         warm.ended(Ok(verdict(Ended::Through, Some(300), 1000, None)));
         assert_eq!(told(&warm), (Some(30), 1000), "it was read, and it is not there");
         assert!(warm.status.borrow().why.as_ref().unwrap().contains("only 300 B of 1.0 kB are resident"));
+    }
+
+    #[tokio::test]
+    async fn a_warm_up_for_a_reader_waits_for_those_of_readers_alone() {
+        let (warms, demand) = (Warms::default(), Demand::new(None));
+        let [first, second, third] = [(); 3].map(|()| Urgency::of(&demand));
+        let turn = |urgency| Box::pin(warms.turn(&demand, urgency));
+        let _reads = turn(&first).await;
+        let (mut waits, mut also) = (turn(&second), turn(&third));
+        assert!((&mut waits).now_or_never().is_none() && (&mut also).now_or_never().is_none());
+        second.raise();
+        let reads_too = waits.await;
+        third.raise();
+        assert!((&mut also).now_or_never().is_none());
+        drop(reads_too);
+        drop(also.await);
     }
 
     #[test]

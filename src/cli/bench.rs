@@ -3,6 +3,7 @@
 //! What is compared is done in turn, in another order each round, on the same disk and against the same origin; what
 //! counts is the ratio of each pair, and the median of those. docs/performance.md says what each row means.
 
+mod beside;
 mod content;
 mod descriptors;
 pub(super) mod disk;
@@ -187,6 +188,7 @@ impl Bench {
                 Section::Revision => pulls::revision(self).await,
                 Section::Opens => opens::opens(self).await,
                 Section::Loads => loads::loads(self).await,
+                Section::Beside => beside::beside(self).await,
                 Section::Idle => idle::idle(self).await,
             };
             if let Err(problem) = done {

@@ -174,6 +174,16 @@ pub static SETTINGS: &[Setting] = &[
         slot: Slot::Count(|c| &mut c.pull.connections, 1..=256),
     },
     Setting {
+        key: "pull.background_rate",
+        env: "LARDER_PULL_BACKGROUND_RATE",
+        flag: None,
+        default: Fallback::Text("none"),
+        doc: "Bytes a second that pulls nobody waits for may take, all together: those of pinned models, those that are only asked \
+              for and not followed, those that a restart goes on with. Whatever it says, they fetch one range at a time while \
+              somebody waits for another model.",
+        slot: Slot::OptionalSize(|c| &mut c.pull.background_rate, 1_000_000..=PB),
+    },
+    Setting {
         key: "pull.page_cache",
         env: "LARDER_PULL_PAGE_CACHE",
         flag: None,

@@ -23,7 +23,8 @@ const EVENT_GAP: Duration = Duration::from_millis(200);
 /// Time after which a comment says that the stream lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Makes a model local. Asking again joins the pull that is under way.
+/// Makes a model local. Asking again joins the pull that is under way. Until somebody asks how it stands, the pull lets go first
+/// what somebody waits for.
 #[utoipa::path(post, operation_id = "submit_pull", path = "/v1/pulls", tag = "pulls",
     request_body = PullRequest,
     responses(
@@ -41,7 +42,8 @@ pub(super) async fn submit(State(door): State<Door>, Body(asked): Body<PullReque
         let pinned = reference.clone();
         blocking(&door, move |door| Ok(door.cache.pin(&pinned)?)).await?;
     }
-    let handle = door.cache.pull(&reference)?;
+    // Who waits for it asks for it again, by its id.
+    let handle = door.cache.pull_ahead(&reference)?;
     if asked.warm {
         door.cache.warm_when_ready(&handle.id)?;
     }
@@ -66,7 +68,7 @@ pub(super) async fn list(State(door): State<Door>) -> Json<PullList> {
         (status = 404, description = "pull-not-found", body = ProblemBody, content_type = "application/problem+json"),
     ))]
 pub(super) async fn show(State(door): State<Door>, Name(id): Name, headers: HeaderMap) -> Result<Response, Refused> {
-    let handle = door.cache.pull_status(&id)?;
+    let handle = door.cache.follow_pull(&id)?;
     if !wants_events(&headers) {
         let pull = handle.status.borrow().clone();
         return Ok(Json(pull).into_response());

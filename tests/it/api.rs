@@ -44,6 +44,7 @@ impl Node {
             in_kubernetes: false,
             pull_memory: Bytes(16 << 20),
             pull_connections: 4,
+            background_rate: None,
             page_cache: PageCache::Auto,
             stall_timeout: Duration::from_secs(30),
             retry_attempts: 2,

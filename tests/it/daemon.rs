@@ -19,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::support::gated_origin::GatedOrigin;
 use super::support::hub::{Canned, RepoFile, TestHub};
 use super::support::larder::Home;
+use super::support::model_origin::ModelOrigin;
 
 const MIB: u64 = 1 << 20;
 const TOKEN: &str = "hf_canarysecret";
@@ -521,6 +522,34 @@ async fn a_token_and_a_signed_url_are_never_written_anywhere() {
             assert!(!found, "{secret} is in {path}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_pull_that_nobody_follows_fetches_one_range_at_a_time_beside_one_that_somebody_does() {
+    let (origin, home) = (ModelOrigin::start().await, Home::new());
+    origin.put("wanted", "a.safetensors", b"a");
+    for shard in ["a", "b", "c"] {
+        origin.put("ahead", &format!("{shard}.safetensors"), &bytes(shard, MIB));
+    }
+    origin.hold_after(0);
+    let mut daemon = home.serve().await;
+    let client = Client::new(&home.socket());
+    let mut wanted = home.start(&["pull", "-q", &origin.reference("wanted")]);
+    origin.has_waiting(1).await;
+    let ahead = client.pull(&PullRequest::of(origin.reference("ahead"))).await.unwrap();
+    origin.has_waiting(2).await;
+    for _ in 0..50 {
+        // Time enough for more, if more were asked for.
+        client.pulls().await.unwrap();
+    }
+    assert_eq!(origin.has_waiting(0).await, 2);
+    client.pull_status(&ahead.id).await.unwrap();
+    assert_eq!(origin.has_waiting(4).await, 4, "now somebody waits for both");
+    origin.let_go();
+    assert!(wanted.ended().await.0.success());
+    home.done(&["pull", "-q", &origin.reference("ahead")]).await;
+    daemon.terminate();
+    daemon.ended().await;
 }
 
 #[tokio::test]

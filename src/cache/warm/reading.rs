@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Error;
 use crate::cache::memory::{Allowance, Bound};
+use crate::priority::IoPriority;
 use crate::store::{self, Blob, Volume};
 use crate::wire::residency;
 
@@ -52,6 +53,16 @@ pub(super) struct Reading<'a> {
     pub(super) allowance: &'a (dyn Fn() -> Allowance + Sync),
     pub(super) tally: &'a Tally,
     pub(super) cancelled: &'a CancellationToken,
+    pub(super) way: &'a dyn GivesWay,
+}
+
+/// Whether others go first.
+pub(super) trait GivesWay: Sync {
+    /// It is for nobody in particular now: what others want of the disk is served before it.
+    fn is_ahead(&self) -> bool;
+
+    /// Waits while others go first, or until it is enough. All readers but one do: it comes to no halt. Blocking.
+    fn wait_until_free(&self, enough: &CancellationToken);
 }
 
 /// A file that is being read.
@@ -93,21 +104,27 @@ impl Reading<'_> {
             looked_at_bytes: 0,
             ended: None,
         });
+        let enough = self.cancelled.child_token();
         std::thread::scope(|scope| {
             for _ in 1..READERS {
                 let reader = std::thread::Builder::new().name("larder-warm".to_owned());
+                let read = || self.read_blocks(&cursor, || self.way.wait_until_free(&enough));
                 // Without one more thread it is slower, and no worse.
-                drop(reader.spawn_scoped(scope, || self.read_blocks(&cursor)));
+                drop(reader.spawn_scoped(scope, read));
             }
-            self.read_blocks(&cursor);
+            self.read_blocks(&cursor, || ());
+            enough.cancel();
         });
         let cursor = cursor.into_inner().expect("no panic while a block is taken");
         cursor.ended.unwrap_or(Ok(Ended::Through))
     }
 
-    fn read_blocks(&self, cursor: &Mutex<Cursor<'_>>) {
+    fn read_blocks(&self, cursor: &Mutex<Cursor<'_>>, wait_until_free: impl Fn()) {
         let mut buffer = vec![0; BLOCK_BYTES as usize];
+        let mut priority = IoPriority::of_this_thread();
         loop {
+            wait_until_free();
+            priority.give_way(self.way.is_ahead());
             let block = cursor.lock().expect("no panic while a block is taken").next(self);
             let Some(block) = block else { return };
             let read = block.file.read_exact_at(&mut buffer[..block.length as usize], block.offset);
@@ -215,6 +232,19 @@ mod tests {
         (dir, volume, blobs)
     }
 
+    /// Others go first all the time.
+    struct Busy;
+
+    impl GivesWay for Busy {
+        fn is_ahead(&self) -> bool {
+            true
+        }
+
+        fn wait_until_free(&self, enough: &CancellationToken) {
+            futures::executor::block_on(enough.cancelled());
+        }
+    }
+
     fn plenty() -> Allowance {
         Allowance { bytes: u64::MAX, bound: Bound::Unknown }
     }
@@ -225,7 +255,7 @@ mod tests {
         cancelled: &CancellationToken,
     ) -> (Result<Ended, Error>, u64, u64) {
         let tally = Tally::default();
-        let ended = Reading { volume, blobs, allowance, tally: &tally, cancelled }.run();
+        let ended = Reading { volume, blobs, allowance, tally: &tally, cancelled, way: &Busy }.run();
         (ended, tally.done.load(Ordering::Relaxed), tally.read.load(Ordering::Relaxed))
     }
 

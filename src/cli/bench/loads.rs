@@ -65,7 +65,7 @@ async fn warm(node: &Node, reference: &str) -> Result<Duration, Problem> {
 }
 
 /// Opens, maps every file and touches every page, one after the other, as a loader does.
-async fn load(node: &Node, reference: &str, files: &[PathBuf], warm: bool) -> Result<Duration, Problem> {
+pub(super) async fn load(node: &Node, reference: &str, files: &[PathBuf], warm: bool) -> Result<Duration, Problem> {
     let opener = Opener::new(&node.socket()).wait(false);
     let opener = if warm { opener.warm() } else { opener };
     let reference = parsed(reference);
@@ -85,7 +85,7 @@ async fn load(node: &Node, reference: &str, files: &[PathBuf], warm: bool) -> Re
 }
 
 /// Makes the model cold again. No privilege is needed for that: the pages are clean, and nobody maps them.
-async fn drop_pages(files: &[PathBuf]) -> Result<(), Problem> {
+pub(super) async fn drop_pages(files: &[PathBuf]) -> Result<(), Problem> {
     let files = files.to_vec();
     let left = blocking(move || {
         files.iter().try_fold(0, |left, path| {

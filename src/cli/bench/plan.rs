@@ -35,7 +35,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For a model of so many bytes. At no time is more than one on the disk, except two revisions of the small one. `None`
+    /// For a model of so many bytes. At no time is more than one on the disk, except two of the small one. `None`
     /// if too little fits.
     pub(super) fn new(asked_bytes: u64, room: Room) -> Option<Plan> {
         let mut notes = Vec::new();

@@ -73,6 +73,7 @@ pub(super) enum Section {
     Revision,
     Opens,
     Loads,
+    Beside,
     Idle,
 }
 
@@ -156,6 +157,9 @@ rows! {
     WarmUp: "a cold model into the page cache", MegabytesPerSecond, Loads, Some(DirectRead), Some(RatioAtLeast(0.90));
     LoadPlain: "first load of a cold model, mapped, without warm-up", Seconds, Loads, None, None;
     LoadWarm: "the same with a warm-up begun by its open", Seconds, Loads, Some(LoadPlain), Some(RatioAtMost(0.5));
+    LoadAlone: "first load of a quarter of it, with a warm-up", Seconds, Beside, None, None;
+    LoadBesidePull: "the same while a pull that nobody waits for is under way", Seconds, Beside, Some(LoadAlone), None;
+    LoadBesideScrub: "the same while a scrub reads as fast as it can", Seconds, Beside, Some(LoadAlone), None;
     IdleMemory: "the daemon just started", Mebibytes, Idle, None, Some(AtMost(16.0));
     IdleMemoryAfterPull: "the daemon after a pull", Mebibytes, Idle, None, Some(AtMost(16.0));
     IdleWakeUps: "wake-ups of the idle daemon, all threads", PerSecond, Idle, None, None;

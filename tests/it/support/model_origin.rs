@@ -154,6 +154,11 @@ impl ModelOrigin {
         self.state.held.subscribe().wait_for(|held| *held > 0).await.unwrap();
     }
 
+    /// How many wait for what is held back, as soon as it is so many.
+    pub(crate) async fn has_waiting(&self, least: usize) -> usize {
+        *self.state.held.subscribe().wait_for(|held| *held >= least).await.unwrap()
+    }
+
     /// Waits until nobody waits for what is held back.
     pub(crate) async fn is_left(&self) {
         self.state.held.subscribe().wait_for(|held| *held == 0).await.unwrap();

@@ -43,6 +43,7 @@ impl TestNode {
             in_kubernetes: false,
             pull_memory: Bytes(8 << 20),
             pull_connections: 4,
+            background_rate: None,
             page_cache: PageCache::Auto,
             stall_timeout: TIMEOUT,
             retry_attempts: 5,
