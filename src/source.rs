@@ -159,10 +159,12 @@ pub enum Error {
         detail: String,
     },
     /// The credential works, but its account has not accepted the licence.
-    #[error("cannot read `{what}`: the account of the credential has not been granted access to it")]
+    #[error("cannot read `{what}`: the account {account} has not been granted access to it")]
     LicenceNotAccepted {
         /// What was asked for.
         what: String,
+        /// Its name, quoted, or whose it is.
+        account: String,
         /// The page on which access is asked for.
         url: String,
     },

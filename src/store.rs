@@ -307,7 +307,7 @@ impl Diagnose for Error {
                 path.display()
             ),
             Error::Checksum { .. } => {
-                "pull again; if it stays so, the source or a proxy on the way sends wrong bytes".into()
+                "pull again: none of these bytes is kept; if it stays so, the source or a proxy on the way sends wrong bytes".into()
             }
             Error::Length { .. } => "pull again; if it stays so, the source is wrong about its own files".into(),
             Error::InUse { .. } => "wait for the pull that writes it".into(),

@@ -32,6 +32,8 @@ const MAX_KNOWN_REVISIONS: usize = 10;
 const MAX_LOCATED_FILES: usize = 256;
 /// Longest token file, in bytes.
 const MAX_TOKEN_FILE_BYTES: u64 = 16 * 1024;
+/// Most characters of the name of an account.
+const MAX_ACCOUNT_CHARS: usize = 96;
 /// Longest wait for one answer that `hf-hub` reads; it has no limit of its own.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a connection of `hf-hub`.
@@ -119,7 +121,7 @@ impl Hub {
                 Some(Token { credential, origin })
             }
         };
-        let secret = "set HF_TOKEN (`kubectl create secret generic larder-hf --from-literal=HF_TOKEN=…`)";
+        let secret = "set HF_TOKEN (`kubectl -n larder create secret generic larder-token --from-literal=HF_TOKEN=…`)";
         let sign_in = match token_disabled(environment) {
             true => "check the spelling; HF_HUB_DISABLE_IMPLICIT_TOKEN is set, so no token is sent: unset it".into(),
             false => format!("check the spelling; if it is private or gated, {secret}"),
@@ -318,7 +320,12 @@ impl Hub {
                 let detail = format!("it does not exist, or is private and the token from {origin} may not see it");
                 Error::RepoNotFound { what, detail }
             }
-            (_, Some(_)) if refusal.is("GatedRepo") => Error::LicenceNotAccepted { what, url: self.page() },
+            (_, Some(token)) if refusal.is("GatedRepo") => {
+                let account = self.account().await;
+                let account =
+                    account.map_or_else(|| format!("of the token from {}", token.origin), |name| format!("`{name}`"));
+                Error::LicenceNotAccepted { what, account, url: self.page() }
+            }
             (_, Some(token)) => Error::AuthInvalid { what, origin: token.origin.clone(), detail },
         }
     }
@@ -331,6 +338,12 @@ impl Hub {
             Ok(Err(HFError::Request { source, .. })) => source.is_decode(),
             _ => false,
         }
+    }
+
+    /// Whose the token is, if the Hub says so.
+    async fn account(&self) -> Option<String> {
+        let user = timeout(CONTROL_TIMEOUT, self.control.whoami().send()).await.ok()?.ok()?;
+        Some(user.username.chars().take(MAX_ACCOUNT_CHARS).collect())
     }
 
     async fn not_found(&self, what: String, refusal: Refusal) -> Error {

@@ -32,5 +32,6 @@ mod source_hf;
 mod source_s3;
 mod source_web;
 mod support;
+mod told;
 mod touched;
 mod warm;
