@@ -9,6 +9,7 @@ mod doctor;
 mod door;
 mod evict;
 mod init;
+pub mod kubectl;
 mod leases;
 mod mounts;
 mod open;
@@ -376,8 +377,7 @@ impl Cli {
     }
 
     fn reporter(&self) -> Reporter {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Reporter::for_stderr(self.quiet, std::io::stderr().is_terminal() && !dumb)
+        Reporter::for_stderr(self.quiet, is_terminal())
     }
 
     fn output(&self) -> Output {
@@ -412,12 +412,23 @@ impl Cli {
     }
 }
 
+/// Whether standard error is a terminal that can draw.
+fn is_terminal() -> bool {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stderr().is_terminal() && !dumb
+}
+
 /// Does what the words say.
 pub fn run(cli: &Cli) -> Result<(), Problem> {
+    block_on(obey(cli))
+}
+
+/// Runs a command to its end.
+fn block_on(command: impl Future<Output = Result<(), Problem>>) -> Result<(), Problem> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let runtime = runtime.map_err(|error| Error::Start { why: error.to_string() })?;
-    let done = runtime.block_on(obey(cli));
+    let done = runtime.block_on(command);
     runtime.shutdown_timeout(LAST_CALLS);
     done
 }
@@ -581,33 +592,32 @@ async fn list(config: &Config, output: Output) -> Result<(), Problem> {
     Ok(out(&model_table(&models))?)
 }
 
+const MODEL_COLUMNS: [(&str, Align); 8] = [
+    ("REFERENCE", Align::Left),
+    ("VERSION", Align::Left),
+    ("SIZE", Align::Right),
+    ("FILES", Align::Right),
+    ("RESIDENT", Align::Right),
+    ("CURRENT", Align::Left),
+    ("OPENED", Align::Left),
+    ("PATH", Align::Left),
+];
+
 fn model_table(models: &[ModelInfo]) -> String {
-    let rows: Vec<[String; 8]> = models
-        .iter()
-        .map(|model| {
-            [
-                model.reference.clone(),
-                progress::short(&model.version),
-                Bytes(model.bytes).to_string(),
-                model.files.to_string(),
-                model.resident_percent.map_or_else(|| "?".to_owned(), |percent| format!("{percent} %")),
-                if model.current { "yes" } else { "no" }.to_owned(),
-                model.opened_at.clone().unwrap_or_else(|| "never".to_owned()),
-                model.path.clone(),
-            ]
-        })
-        .collect();
-    let columns = [
-        ("REFERENCE", Align::Left),
-        ("VERSION", Align::Left),
-        ("SIZE", Align::Right),
-        ("FILES", Align::Right),
-        ("RESIDENT", Align::Right),
-        ("CURRENT", Align::Left),
-        ("OPENED", Align::Left),
-        ("PATH", Align::Left),
-    ];
-    table::render(columns, &rows)
+    table::render(MODEL_COLUMNS, &models.iter().map(model_cells).collect::<Vec<_>>())
+}
+
+fn model_cells(model: &ModelInfo) -> [String; 8] {
+    [
+        model.reference.clone(),
+        progress::short(&model.version),
+        Bytes(model.bytes).to_string(),
+        model.files.to_string(),
+        model.resident_percent.map_or_else(|| "?".to_owned(), |percent| format!("{percent} %")),
+        if model.current { "yes" } else { "no" }.to_owned(),
+        model.opened_at.clone().unwrap_or_else(|| "never".to_owned()),
+        model.path.clone(),
+    ]
 }
 
 async fn remove(config: &Config, name: &str, output: Output) -> Result<(), Problem> {
@@ -822,6 +832,7 @@ mod tests {
         let page = include_str!("../docs/cli.md");
         let mut all = Vec::new();
         commands(&Cli::command(), "larder", &mut all);
+        commands(&kubectl::Words::command(), "kubectl larder", &mut all);
         assert!(all.len() > 10);
         for (path, command) in all {
             let section = page.split("\n### `").find(|s| {
@@ -834,7 +845,8 @@ mod tests {
                 assert!(section.contains(&format!("`--{flag}")), "docs/cli.md: {path}: `--{flag}` is missing");
             }
         }
-        for flag in Cli::command().get_arguments().filter_map(|argument| argument.get_long()) {
+        let (one, many) = (Cli::command(), kubectl::Words::command());
+        for flag in one.get_arguments().chain(many.get_arguments()).filter_map(|argument| argument.get_long()) {
             assert!(page.contains(&format!("`--{flag}")), "docs/cli.md: `--{flag}` is missing");
         }
     }

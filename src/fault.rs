@@ -151,6 +151,10 @@ codes! {
     WarmNotFound = "warm-not-found" => NotFound,
     /// No scrub has this id.
     ScrubNotFound = "scrub-not-found" => NotFound,
+    /// The cluster has no node that was meant.
+    NodeNotFound = "node-not-found" => NotFound,
+    /// The cluster has no larder where it was looked for.
+    DaemonNotFound = "daemon-not-found" => NotFound,
     /// The path of the API does not exist.
     RouteNotFound = "route-not-found" => NotFound,
     /// 401 or 403 and no credential was sent.

@@ -1,14 +1,18 @@
 //! What larder hears from the Kubernetes API of its own cluster, and what it tells there. Without an answer larder goes on, and
 //! says so.
 //!
-//! It asks with the token of the pod's ServiceAccount. Where there is none, nothing of this runs.
+//! It asks with the token of the pod's ServiceAccount. Where there is none, nothing of this runs. Only [`Daemons`] is for people:
+//! it finds and reaches the larders of a cluster with somebody's kubeconfig.
 
 mod announcer;
+mod daemons;
 mod happening;
+mod kubeconfig;
 mod notice;
 mod pods;
 mod rights;
 mod tokens;
+mod tunnel;
 
 use std::mem::discriminant;
 use std::time::Duration;
@@ -19,9 +23,11 @@ use tokio::time::timeout;
 use crate::fault::{Code, Diagnose};
 
 pub use announcer::NodeAnnouncer;
+pub use daemons::{Daemon, Daemons, POD_LABEL};
 pub use notice::{MAX_LABELLED, MODEL_PREFIX, NAMES_ANNOTATION, READY_LABEL};
 pub use pods::NodePods;
 pub use rights::Right;
+pub use tunnel::{POD_PORT, Trouble, Tunnel};
 
 /// Longest time without a byte on a connection: a watch is ended by the API server before that.
 const MAX_SILENCE: Duration = Duration::from_secs(300);

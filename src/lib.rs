@@ -6,7 +6,7 @@
 //! # Ranks: one direction for every import
 //!
 //! ```text
-//! rank 8   main.rs   cli                words -> one call
+//! rank 8   main   kubectl-larder   cli  words -> one call
 //! rank 7   daemon                       builds everything, runs, drains
 //! rank 6   config                       one file -> typed, all mistakes at once
 //! rank 5   serve   client   kubernetes  the door, its other side, and the cluster's API
@@ -33,10 +33,11 @@
 //! - [`cache`]: the verbs.
 //! - [`serve`]: the doors: HTTP, and descriptors over the socket.
 //! - [`client`]: the same doors from the other side.
-//! - [`kubernetes`]: the API server of the cluster: which pods of this node are gone, and what the node says of itself.
+//! - [`kubernetes`]: the API server of the cluster: which pods of this node are gone, what the node says of itself, and where
+//!   the larders of a cluster are.
 //! - [`config`]: the file, the environment and the flags.
 //! - [`daemon`]: builds everything, runs it, drains it.
-//! - [`cli`]: words to one call.
+//! - [`cli`]: words to one call, for one node and (`kubectl larder`) for many.
 
 pub mod cache;
 pub mod cli;

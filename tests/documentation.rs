@@ -171,6 +171,22 @@ fn alerts_and_dashboard_ask_only_for_what_is_measured() {
 }
 
 #[test]
+fn kubernetes_md_gives_people_the_rights_that_the_plug_in_needs_and_no_more() {
+    let page = page("kubernetes.md");
+    let rights = page.split("\n### Rights\n").nth(1).expect("no section `Rights`").split("\n#").next().unwrap();
+    let yaml = rights.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let rules: Vec<serde_json::Value> = yaml
+        .split("---\n")
+        .map(|object| serde_saphyr::from_str::<serde_json::Value>(object).expect("it is YAML"))
+        .map(|object| serde_json::json!([object["kind"], object["rules"]]))
+        .collect();
+    let rule = |resource: &str, verbs: &[&str]| serde_json::json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
+    let in_larder = [rule("pods", &["list"]), rule("pods/portforward", &["get", "create"])];
+    let everywhere = [rule("nodes", &["list"])];
+    assert_eq!(rules, [serde_json::json!(["Role", in_larder]), serde_json::json!(["ClusterRole", everywhere])]);
+}
+
+#[test]
 fn reliability_md_names_tests_that_are_there() {
     fn sources(dir: &Path, all: &mut String) {
         for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::door::Statuses;
@@ -27,6 +27,16 @@ pub(super) enum Reporter {
     /// Elsewhere: whole lines.
     Lines(Box<dyn FnMut(&str) + Send>),
     /// Nowhere: `--quiet`.
+    Silent,
+}
+
+/// Makes the reporters of jobs that go on at once.
+pub(super) enum Reporters {
+    /// On a terminal: a line for each.
+    Bars(MultiProgress),
+    /// Elsewhere.
+    Lines,
+    /// Nowhere.
     Silent,
 }
 
@@ -68,8 +78,12 @@ impl Reporter {
         if !terminal {
             return Reporter::Lines(Box::new(say));
         }
-        let style = ProgressStyle::with_template("{spinner} [{bar:24}] {wide_msg}").expect("the template is right");
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        Reporter::bar(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
+    }
+
+    fn bar(bar: ProgressBar) -> Reporter {
+        let style =
+            ProgressStyle::with_template("{spinner} [{bar:24}] {prefix}{wide_msg}").expect("the template is right");
         bar.set_style(style.progress_chars("=> "));
         bar.enable_steady_tick(DRAW_EVERY);
         Reporter::Bar(bar)
@@ -86,7 +100,7 @@ impl Reporter {
             }
             Reporter::Bar(bar) => {
                 if before.is_none() {
-                    bar.println(plain(&format!("{} {}", J::DOING, now.reference())));
+                    bar.println(plain(&format!("{}{} {}", bar.prefix(), J::DOING, now.reference())));
                 }
                 let (done, total) = now.bytes();
                 if total > 0 {
@@ -122,7 +136,33 @@ impl Reporter {
         match self {
             Reporter::Silent => {}
             Reporter::Lines(write) => write(line),
-            Reporter::Bar(_) => say(line),
+            // Others may still be there.
+            Reporter::Bar(bar) => {
+                // The bar cannot be asked while it is suspended.
+                let line = format!("{}{line}", bar.prefix());
+                bar.suspend(|| say(&line));
+            }
+        }
+    }
+}
+
+impl Reporters {
+    /// What fits standard error.
+    pub(super) fn for_stderr(quiet: bool, terminal: bool) -> Reporters {
+        match (quiet, terminal) {
+            (true, _) => Reporters::Silent,
+            (false, true) => Reporters::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stderr())),
+            (false, false) => Reporters::Lines,
+        }
+    }
+
+    /// A reporter that says whose the job is before everything else.
+    pub(super) fn of(&self, whose: &str) -> Reporter {
+        let prefix = format!("{whose}: ");
+        match self {
+            Reporters::Silent => Reporter::Silent,
+            Reporters::Lines => Reporter::Lines(Box::new(move |line: &str| say(&format!("{prefix}{line}")))),
+            Reporters::Bars(bars) => Reporter::bar(bars.add(ProgressBar::no_length().with_prefix(plain(&prefix)))),
         }
     }
 }
@@ -373,6 +413,19 @@ mod tests {
         follow(states.boxed(), &mut reporter, std::future::pending()).await.unwrap();
         let Reporter::Bar(bar) = reporter else { panic!("a terminal has a bar") };
         assert_eq!((bar.message(), bar.length(), bar.is_finished()), (summary(&fetching()), Some(2_800_000_000), true));
+    }
+
+    #[tokio::test]
+    async fn of_several_jobs_each_says_whose_it_is() {
+        let reporters = Reporters::for_stderr(false, true);
+        let (mut first, second) = (reporters.of("n1"), reporters.of("n2"));
+        let states = futures::stream::iter([Ok(fetching()), Ok(PullStatus { phase: Phase::Ready, ..fetching() })]);
+        follow(states.boxed(), &mut first, std::future::pending()).await.unwrap();
+        // Beside the line of the second, which is still there.
+        first.ready(&fetching(), Duration::from_secs(1));
+        let (Reporter::Bar(first), Reporter::Bar(second)) = (first, second) else { panic!("a terminal has bars") };
+        assert_eq!((first.prefix(), first.is_finished()), ("n1: ".to_owned(), true));
+        assert_eq!((second.prefix(), second.is_finished()), ("n2: ".to_owned(), false));
     }
 
     #[tokio::test]

@@ -48,6 +48,11 @@ impl Client {
         Client::build(reqwest::Client::builder().unix_socket(socket), base, socket.display().to_string())
     }
 
+    /// Asks on a Unix socket that leads to a daemon elsewhere, which errors call `place`. Nothing is connected yet.
+    pub fn leading_to(place: &str, socket: &Path) -> Client {
+        Client { place: place.to_owned(), ..Client::new(socket) }
+    }
+
     /// Asks on TCP, at `http://host:port/`.
     pub fn tcp(base: &Url) -> Client {
         Client::build(reqwest::Client::builder(), base.clone(), base.to_string())

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use larder::kubernetes::{POD_LABEL, POD_PORT};
 use serde_json::{Value, json};
 
 use super::support::larder::Home;
@@ -177,7 +178,8 @@ fn every_setting_is_one_that_larder_takes_and_leads_into_what_is_mounted() {
             assert_eq!(value("kubernetes.node"), if container["name"] == "prepare" { "off" } else { "n1" }, "{name}");
             assert_eq!(value("serve.socket"), format!("{}/larder.sock", mounted("run")), "{name}");
             assert_eq!(value("serve.pod_socket"), format!("{}/pods/larder.sock", mounted("run")), "{name}");
-            assert!(value("serve.listen").starts_with("127.0.0.1:"), "{name}: whoever reaches it can remove models");
+            // Whoever reaches it can remove models. Port-forwards end there.
+            assert_eq!(value("serve.listen"), format!("127.0.0.1:{POD_PORT}"), "{name}");
             for (setting, component) in [("serve.health_listen", "metrics"), ("serve.network_listen", "network-api")] {
                 let is_open = name == component && container["name"] != "prepare";
                 assert_eq!(value(setting) != "off", is_open, "{name}: {setting}");
@@ -199,6 +201,8 @@ fn every_selector_finds_the_daemons_pods() {
     let Some(objects) = base_with(&all) else { return };
     let set = only(&objects, "DaemonSet");
     let labels = set["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+    let (key, value) = POD_LABEL.split_once('=').unwrap();
+    assert_eq!(labels[key], value, "`kubectl larder` finds them by it");
     let mut selected = 0;
     for object in &objects {
         let what = &object["kind"];

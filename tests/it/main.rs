@@ -15,6 +15,7 @@ mod hostile;
 mod hostile_reader;
 mod hub_protocol;
 mod init;
+mod kubectl;
 mod network_door;
 mod node_announcer;
 mod node_pods;

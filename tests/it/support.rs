@@ -17,6 +17,7 @@ pub(crate) mod model_origin;
 pub(crate) mod moto;
 pub(crate) mod node;
 pub(crate) mod podman;
+pub(crate) mod port_forward;
 pub(crate) mod raw_http;
 pub(crate) mod real_client;
 pub(crate) mod server_process;

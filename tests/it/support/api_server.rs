@@ -1,8 +1,9 @@
-//! As much of a Kubernetes API server as larder asks: lists and watches of pods, one node, events, reviews of tokens, over plain HTTP or TLS; and
-//! what goes wrong with one.
+//! As much of a Kubernetes API server as larder asks: lists and watches of pods, nodes, events, reviews of tokens, port-forwards, over
+//! plain HTTP or TLS; and what goes wrong with one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +27,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+use super::port_forward::{self, Upgrade};
 
 /// Longest wait for a request: a bound against hanging, not a measurement.
 const MAX_WAIT: Duration = Duration::from_secs(120);
@@ -92,6 +95,37 @@ struct World {
     events: Vec<Value>,
     /// What the account lacks: verb and resource.
     denied: Vec<(String, String)>,
+    /// Labels of further nodes, by name, such as `pool=gpu`.
+    nodes: BTreeMap<String, &'static str>,
+    /// Of the namespace `larder`, by the names of their pods.
+    larders: BTreeMap<String, FakeLarder>,
+}
+
+/// A pod of larder.
+#[derive(Debug, Clone)]
+struct FakeLarder {
+    node: String,
+    /// What its container waits for, if it does not run.
+    waits_for: Option<&'static str>,
+    /// Where a port-forward ends; nowhere if the kubelet of the node is away.
+    daemon: Option<SocketAddr>,
+}
+
+impl FakeLarder {
+    fn object(&self, name: &str) -> Value {
+        let state = match self.waits_for {
+            None => json!({"running": {}}),
+            Some(reason) => json!({"waiting": {"reason": reason}}),
+        };
+        let container = json!({
+            "name": "larder", "state": state, "ready": true, "restartCount": 0, "image": "larder:0.1.0", "imageID": "",
+        });
+        json!({
+            "kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "larder"},
+            "spec": {"nodeName": self.node, "containers": [{"name": "larder"}]},
+            "status": {"phase": "Running", "containerStatuses": [container]},
+        })
+    }
 }
 
 /// Node `n1`, as far as larder has to do with it.
@@ -161,6 +195,8 @@ impl ApiServer {
             node: FakeNode::default(),
             events: Vec::new(),
             denied: Vec::new(),
+            nodes: BTreeMap::new(),
+            larders: BTreeMap::new(),
         };
         let account = Arc::new(Account { dir: tempfile::tempdir().unwrap() });
         for (name, text) in [("token", "token-one"), ("ca.crt", authority), ("namespace", "larder")] {
@@ -187,7 +223,64 @@ impl ApiServer {
         (variables, self.account.dir.path())
     }
 
-    /// The account has no such right, when it asks.
+    /// The same for a person: a kubeconfig.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let dir = self.account.dir.path();
+        let authority = dir.join("ca.crt");
+        let (scheme, authority) = match std::fs::metadata(&authority).unwrap().len() {
+            0 => ("http", Value::Null),
+            _ => ("https", authority.to_str().unwrap().into()),
+        };
+        let server = format!("{scheme}://127.0.0.1:{}", self.port);
+        let kubeconfig = json!({
+            "kind": "Config", "apiVersion": "v1", "current-context": "test",
+            "clusters": [{"name": "c", "cluster": {"server": server, "certificate-authority": authority}}],
+            "users": [{"name": "u", "user": {"tokenFile": self.account.token()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "c", "user": "u"}}],
+        });
+        let file = dir.join("kubeconfig");
+        std::fs::write(&file, kubeconfig.to_string()).unwrap();
+        file
+    }
+
+    /// A node with one label, such as `pool=gpu`, and nothing on it.
+    pub(crate) fn add_node(&self, name: &str, label: &'static str) {
+        self.world.send_modify(|world| {
+            world.nodes.insert(name.to_owned(), label);
+        });
+    }
+
+    /// On a node, the pod `larder-<node>`; port-forwards to it end at this address.
+    pub(crate) fn add_larder(&self, node: &str, daemon: SocketAddr) {
+        self.put_larder(FakeLarder { node: node.to_owned(), waits_for: None, daemon: Some(daemon) });
+    }
+
+    /// The same, but its container has not been started, for this reason.
+    pub(crate) fn add_larder_that_waits(&self, node: &str, reason: &'static str) {
+        self.put_larder(FakeLarder { node: node.to_owned(), waits_for: Some(reason), daemon: None });
+    }
+
+    /// The same, and the API server still takes it for one that runs: its node is away.
+    pub(crate) fn add_larder_that_is_away(&self, node: &str) {
+        self.put_larder(FakeLarder { node: node.to_owned(), waits_for: None, daemon: None });
+    }
+
+    fn put_larder(&self, larder: FakeLarder) {
+        let name = format!("larder-{}", larder.node);
+        self.world.send_modify(|world| {
+            world.larders.insert(name, larder);
+        });
+    }
+
+    /// In the place of the pod `larder-<node>` comes `larder-<node>-again`.
+    pub(crate) fn replace_larder(&self, node: &str, daemon: SocketAddr) {
+        self.world.send_modify(|world| {
+            let old = world.larders.remove(&format!("larder-{node}")).expect("it is there");
+            world.larders.insert(format!("larder-{node}-again"), FakeLarder { daemon: Some(daemon), ..old });
+        });
+    }
+
+    /// From now on the account has no such right, such as `list` on `nodes`, and says so to who asks.
     pub(crate) fn denies(&self, verb: &str, resource: &str) {
         self.world.send_modify(|world| world.denied.push((verb.into(), resource.into())));
     }
@@ -318,9 +411,10 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router,
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let service = TowerToHyperService::new(router);
-    let _ended = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let _ended = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
 async fn answer(
@@ -329,6 +423,7 @@ async fn answer(
     uri: Uri,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
+    upgrade: Upgrade,
     body: Bytes,
 ) -> Response {
     let said = |name| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
@@ -374,7 +469,67 @@ async fn answer(
             server.world.send_modify(|world| world.events.push(event.clone()));
             (StatusCode::CREATED, event.to_string()).into_response()
         }
-        _ => status(404, "not found"),
+        "/api/v1/nodes" => server.refusal("list", "nodes").unwrap_or_else(|| list_nodes(&server, &query)),
+        "/api/v1/namespaces/larder/pods" => {
+            server.refusal("list", "pods").unwrap_or_else(|| list_larders(&server, &query))
+        }
+        "/api/v1/namespaces/elsewhere/pods" => list("Pod", Vec::new()),
+        path => match path
+            .strip_prefix("/api/v1/namespaces/larder/pods/")
+            .and_then(|path| path.strip_suffix("/portforward"))
+        {
+            Some(pod) => {
+                server.refusal("get", "pods/portforward").unwrap_or_else(|| forward(&server, pod, &query, upgrade))
+            }
+            None => status(404, "not found"),
+        },
+    }
+}
+
+impl ApiServer {
+    /// The answer to what is denied.
+    fn refusal(&self, verb: &'static str, resource: &'static str) -> Option<Response> {
+        let denied = (verb.to_owned(), resource.to_owned());
+        let is_denied = self.world.borrow().denied.contains(&denied);
+        is_denied.then(|| {
+            status(403, &format!("{resource} is forbidden: User \"jane\" cannot {verb} resource \"{resource}\""))
+        })
+    }
+}
+
+fn list(kind: &str, items: Vec<Value>) -> Response {
+    let metadata = json!({"resourceVersion": "1"});
+    json!({"kind": format!("{kind}List"), "apiVersion": "v1", "metadata": metadata, "items": items})
+        .to_string()
+        .into_response()
+}
+
+fn list_nodes(server: &ApiServer, query: &HashMap<String, String>) -> Response {
+    let selector = &query["labelSelector"];
+    if !selector.contains('=') {
+        return status(400, &format!("unable to parse requirement: {selector}"));
+    }
+    let world = server.world.borrow();
+    let selected = world.nodes.iter().filter(|(_, label)| **label == selector.as_str());
+    list("Node", selected.map(|(name, _)| json!({"metadata": {"name": name}})).collect())
+}
+
+fn list_larders(server: &ApiServer, query: &HashMap<String, String>) -> Response {
+    assert_eq!(query["labelSelector"], larder::kubernetes::POD_LABEL);
+    let node = query.get("fieldSelector").map(|selector| selector.strip_prefix("spec.nodeName=").unwrap());
+    let world = server.world.borrow();
+    let selected = world.larders.iter().filter(|(_, larder)| node.is_none_or(|node| node == larder.node));
+    list("Pod", selected.map(|(name, larder)| larder.object(name)).collect())
+}
+
+/// Only to the port that larder has in its pod.
+fn forward(server: &ApiServer, pod: &str, query: &HashMap<String, String>, upgrade: Upgrade) -> Response {
+    let port: u16 = query["ports"].parse().unwrap();
+    assert_eq!(port, larder::kubernetes::POD_PORT);
+    match server.world.borrow().larders.get(pod) {
+        None => status(404, &format!("pods \"{pod}\" not found")),
+        Some(FakeLarder { daemon: None, .. }) => status(502, "error dialing backend: no route to host"),
+        Some(FakeLarder { daemon: Some(daemon), .. }) => port_forward::begin(upgrade, port, *daemon),
     }
 }
 

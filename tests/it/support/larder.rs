@@ -30,6 +30,15 @@ pub(crate) struct Ended {
     pub(crate) err: String,
 }
 
+impl Ended {
+    /// Runs a command to its end.
+    pub(crate) async fn of(mut command: Command) -> Ended {
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
 impl Home {
     /// Nothing is there yet.
     pub(crate) fn new() -> Home {
@@ -79,14 +88,19 @@ impl Home {
 
     /// A command that is not started.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        self.command_of(env!("CARGO_BIN_EXE_larder"), words)
+    }
+
+    /// The same of another program.
+    pub(crate) fn command_of(&self, program: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(words).env_clear().envs(self.environment.iter().cloned()).stdin(Stdio::null());
         command
     }
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, words: &[&str]) -> Ended {
-        ended(self.command(words)).await
+        Ended::of(self.command(words)).await
     }
 
     /// What a command that must work prints.
@@ -120,7 +134,7 @@ impl Home {
 
     /// A command of such a pod, run to its end.
     pub(crate) async fn run_as_pod(&self, identity: &Path, words: &[&str]) -> Option<Ended> {
-        Some(ended(self.command_as_pod(identity, words)?).await)
+        Some(Ended::of(self.command_as_pod(identity, words)?).await)
     }
 
     fn command_as_pod(&self, identity: &Path, words: &[&str]) -> Option<Command> {
@@ -152,12 +166,6 @@ impl Home {
         daemon.says("\"message\":\"ready\"").await;
         daemon
     }
-}
-
-async fn ended(mut command: Command) -> Ended {
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 /// A process whose standard error is read as it comes. Killed when it is dropped.
