@@ -23,17 +23,22 @@ pub(super) async fn beside(bench: &mut Bench) -> Result<(), Problem> {
     drop(origin);
     let mut other = Origin::start(bench.plan.small, None).await?;
     for round in 0..bench.rounds {
-        for turn in 0..3 {
+        for turn in 0..4 {
             bench.settle().await?;
             drop_pages(&files).await?;
             let load = || load(&node, &reference, &files, true);
-            match (round + turn) % 3 {
+            match (round + turn) % 4 {
                 0 => bench.push(Row::LoadAlone, load().await?.as_secs_f64()),
-                1 => {
+                case @ (1 | 2) => {
                     let before = other.sent().await?.body_bytes;
                     let pull = node.client.pull(&PullRequest::of(other.plain())).await?;
+                    if case == 2 {
+                        // Whoever asks how it stands waits for it.
+                        node.client.pull_status(&pull.id).await?;
+                    }
                     other.sent_at_least(before + UNDER_WAY_BYTES.min(other.shape.bytes() / 4)).await?;
-                    bench.push(Row::LoadBesidePull, load().await?.as_secs_f64());
+                    let row = if case == 1 { Row::LoadBesidePull } else { Row::LoadBesideWantedPull };
+                    bench.push(row, load().await?.as_secs_f64());
                     // Its bytes are not for the next round to go on with.
                     if node.client.cancel(&pull.id).await?.phase != Phase::Ready {
                         node.open(&other.plain()).await?;

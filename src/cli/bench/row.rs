@@ -159,6 +159,7 @@ rows! {
     LoadWarm: "the same with a warm-up begun by its open", Seconds, Loads, Some(LoadPlain), Some(RatioAtMost(0.5));
     LoadAlone: "first load of a quarter of it, with a warm-up", Seconds, Beside, None, None;
     LoadBesidePull: "the same while a pull that nobody waits for is under way", Seconds, Beside, Some(LoadAlone), None;
+    LoadBesideWantedPull: "the same while a pull that somebody waits for is under way", Seconds, Beside, Some(LoadAlone), None;
     LoadBesideScrub: "the same while a scrub reads as fast as it can", Seconds, Beside, Some(LoadAlone), None;
     IdleMemory: "the daemon just started", Mebibytes, Idle, None, Some(AtMost(16.0));
     IdleMemoryAfterPull: "the daemon after a pull", Mebibytes, Idle, None, Some(AtMost(16.0));
