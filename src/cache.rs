@@ -4,6 +4,7 @@
 //! touch the disk say so: a door calls them on a blocking thread.
 
 mod caching;
+mod clock;
 mod connections;
 mod demand;
 mod details;
@@ -23,6 +24,7 @@ mod pull;
 mod recover;
 mod scrub;
 mod silence;
+mod starts;
 mod throughput;
 mod transfer;
 mod warm;
@@ -59,6 +61,7 @@ use pull::Pulls;
 pub use scrub::ScrubHandle;
 use scrub::Scrubs;
 use silence::{Asking, Turnstile};
+use starts::Starts;
 use transfer::Budget;
 pub use warm::WarmHandle;
 use warm::Warms;
@@ -109,6 +112,9 @@ struct Inner {
     /// Without one nobody knows which pods are gone.
     pods: OnceLock<Arc<dyn PodDirectory>>,
     evictions: Evictions,
+    starts: Starts,
+    /// When this process began with the volume; milliseconds since the Unix epoch.
+    began_at_ms: u64,
     pulls: Mutex<Pulls>,
     manifests: Manifests,
     warms: Warms,
@@ -244,6 +250,12 @@ pub enum Error {
         /// What was asked for.
         id: String,
     },
+    /// No lease of this pod is known, not even one that has ended.
+    #[error("cannot say why the pod `{pod}` was slow: it leases no model here, and no lease of it is remembered")]
+    PodNotKnown {
+        /// What was asked for.
+        pod: String,
+    },
     /// It ends with its connection, and not by request.
     #[error("cannot release the lease `{id}`: it is the connection of {process}")]
     LeaseOfConnection {
@@ -375,7 +387,7 @@ impl Diagnose for Error {
             | Error::HoldersUnknowable { .. }
             | Error::LeaseOfConnection { .. } => Code::ModelInUse,
             Error::Holder(_) | Error::LeaseTerms { .. } => Code::BadRequest,
-            Error::LeaseNotFound { .. } => Code::LeaseNotFound,
+            Error::LeaseNotFound { .. } | Error::PodNotKnown { .. } => Code::LeaseNotFound,
             Error::TooManyLeases { .. } | Error::TooManyPins { .. } | Error::TooManyWarms { .. } => {
                 Code::TooManyHolders
             }
@@ -433,6 +445,12 @@ impl Diagnose for Error {
                 "name a pod (`uid`, `namespace`, `name`), or a `holder`, or how long it lasts (`ttl_seconds`)".into()
             }
             Error::LeaseNotFound { .. } => "see the leases with `larder leases`".into(),
+            Error::PodNotKnown { pod } => {
+                format!(
+                    "see who leases what with `larder leases` on the pod's node; a pod that still waits for its model has no \
+                     lease yet: `larder pulls`; if you mean a model of the Hub: `larder why hf://{pod}`"
+                )
+            }
             Error::LeaseOfConnection { .. } => "end that process, or have it close the model".into(),
             Error::TooManyLeases { .. } => "release some that are not needed (`larder leases`, `larder release`)".into(),
             Error::TooManyPins { .. } => "unpin some (`larder pins`, `larder unpin`)".into(),

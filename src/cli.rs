@@ -22,6 +22,7 @@ mod scrub;
 mod socket;
 mod table;
 mod warm;
+mod why;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ use progress::{Followed, Reporter};
 use report::{json, out, say};
 use scrub::Scrub;
 use table::Align;
+use why::Why;
 
 /// Most threads that run tasks; the disk and the digests have threads of their own.
 const MAX_WORKERS: usize = 4;
@@ -112,6 +114,8 @@ enum Command {
     Scrub(Scrub),
     /// List the pulls of the daemon
     Pulls(Rendering),
+    /// Say why a start was slow, part by part, or why a model is not here
+    Why(Why),
     /// Stop a pull, a warm-up or a scrub of the daemon; its bytes stay
     Cancel(Cancel),
     /// Say how this node is, and what could be better
@@ -395,6 +399,7 @@ impl Cli {
             | Command::Open(Open { rendering, .. })
             | Command::Warm(Warm { rendering, .. })
             | Command::Remove(Remove { rendering, .. })
+            | Command::Why(Why { rendering, .. })
             | Command::Pulls(rendering)
             | Command::Doctor(doctor::Words { rendering, .. })
             | Command::Cancel(Cancel { rendering, .. })
@@ -463,6 +468,7 @@ async fn obey(cli: &Cli) -> Result<(), Problem> {
         Command::Unpin(words) => pins::unpin(cli, words).await,
         Command::Scrub(words) => scrub::run(cli, words).await,
         Command::Pulls(_) => pulls(&cli.load()?, output).await,
+        Command::Why(words) => self::why::run(cli, words).await,
         Command::Cancel(Cancel { id, .. }) => cancel(&cli.load()?, id, output).await,
         Command::Doctor(words) => doctor::run(&cli.load()?, words).await,
         Command::Config(ConfigCommand::Show { key, .. }) => show(&cli.load()?, key.as_deref(), output),

@@ -143,7 +143,7 @@ codes! {
     NotLocal = "not-local" => NotFound,
     /// No pull has this id.
     PullNotFound = "pull-not-found" => NotFound,
-    /// No lease has this id.
+    /// No lease has this id, or none is known of the pod.
     LeaseNotFound = "lease-not-found" => NotFound,
     /// The reference is not pinned.
     NotPinned = "not-pinned" => NotFound,

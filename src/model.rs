@@ -10,6 +10,7 @@ mod reference;
 mod selection;
 mod size;
 mod stamp;
+mod timeline;
 
 pub use digest::{Checksum, ChecksumError, Digest, DigestError, Digester, Verified};
 pub use holder::{Holder, HolderError, MAX_HOLDER_BYTES, Pod};
@@ -21,3 +22,4 @@ pub use reference::{Location, ModelRef, ReferenceError, Scheme};
 pub use selection::{PatternError, Selection};
 pub use size::{Bytes, Share, percent_of};
 pub use stamp::Stamp;
+pub use timeline::{Course, Effort, Stage, StageTime, Timeline};

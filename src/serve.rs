@@ -13,6 +13,7 @@ mod problem;
 mod pulls;
 mod request;
 mod scrubs;
+mod starts;
 mod warms;
 
 use std::fs;

@@ -28,7 +28,7 @@ use crate::fault::{Code, Diagnose};
 use crate::model::{ListedFile, Listing, ListingError, Location, ModelRef};
 
 pub use environment::Environment;
-pub use gate::{HostGate, MAX_RETRY_AFTER};
+pub use gate::{HostGate, MAX_RETRY_AFTER, OnGate, telling_of_gates};
 pub use retry::{Attempt, OnWait, RetryPolicy};
 
 /// The bytes of one range, in order, and nothing but them: the stream ends after the last byte or with an error.

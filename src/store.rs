@@ -11,6 +11,7 @@
 //! - `snapshot`: `public/`: the directories pods read, and the Hub's refs.
 //! - `record`: manifests and records: small files written whole.
 //! - `note`: pulls to resume, leases, pins: likewise.
+//! - `start`: how the pull that brought a model has spent its time; decides nothing.
 //! - `descriptors`: what readers get them through; `stamp`: whether their bytes are known to be right.
 //! - `history`: which models were evicted, and why; `reserve`: what lets that happen on a full disk.
 //! - `sweep`: what nothing names.
@@ -29,6 +30,7 @@ mod reserve;
 mod scrub;
 mod snapshot;
 mod stamp;
+mod start;
 mod sweep;
 
 use std::os::unix::fs::MetadataExt;
@@ -48,11 +50,12 @@ use stamp::Stamps;
 pub use blob::{Blob, Freed, Holders, OpenYet};
 pub use descriptors::Descriptors;
 pub use history::Eviction;
-pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey};
+pub use ingest::{Begun, CHECKPOINT_BYTES, Ingest, IngestKey, WriteTime};
 pub use layout::snapshot_path;
 pub use note::{LeaseNote, Note, NotedHolder, PendingPull, PinNote, PinnedBy};
 pub use scrub::{SCRUB_BLOCK_BYTES, ScrubNote, Scrubbed};
 pub use stamp::{Proof, StampChange};
+pub use start::StartNote;
 pub use sweep::{Swept, UNNAMED_KEPT};
 
 /// A directory larder owns, and its lock. All calls block on the disk.

@@ -86,9 +86,17 @@ fn examples_in_api_md_have_the_fields_of_the_schemas() {
         expected.remove("retry_after_seconds");
         assert_eq!(fields(example), expected, "{schema}");
     }
-    for (list, schema) in [("leases", "LeaseInfo"), ("pins", "PinInfo")] {
+    for (list, schema) in [("leases", "LeaseInfo"), ("pins", "PinInfo"), ("starts", "Start")] {
         let example = examples.iter().find_map(|e| e.get(list)?.get(0)).unwrap_or_else(|| panic!("no {schema}"));
         assert_eq!(fields(example), fields(&api["components"]["schemas"][schema]["properties"]), "{schema}");
+    }
+    let start = examples.iter().find_map(|e| e.get("starts")?.get(0)).unwrap();
+    for (part, schema) in [
+        (&start["pull"], "PullTimeline"),
+        (&start["pull"]["stages"][0], "StageSpan"),
+        (&start["leases"][0], "StartLease"),
+    ] {
+        assert_eq!(fields(part), fields(&api["components"]["schemas"][schema]["properties"]), "{schema}");
     }
     let models = examples.iter().find_map(|e| e["models"].get(0)?.get("path").map(|_| &e["models"][0])).unwrap();
     assert_eq!(fields(models), fields(&api["components"]["schemas"]["ModelInfo"]["properties"]));

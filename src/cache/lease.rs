@@ -237,6 +237,9 @@ impl Cache {
     /// The note first: a lease that comes back after a power cut only keeps too much.
     fn end(&self, held: &Held, why: &'static str) -> Result<(), Error> {
         self.0.volume.remove_note::<LeaseNote>(&held.id)?;
+        if let Some(record) = self.0.ledger.model(held.model) {
+            self.0.starts.lease_ended(held, &record);
+        }
         self.0.ledger.release(&held.id);
         tracing::info!(lease = held.id, holder = %held.holder, model = %held.model, why, "lease ended");
         Ok(())
@@ -269,6 +272,14 @@ impl Cache {
 }
 
 impl Held {
+    pub(super) fn kind(&self) -> HolderKind {
+        match self.holder {
+            Holder::Pod(_) => HolderKind::Pod,
+            Holder::Name(_) => HolderKind::Name,
+            Holder::Connection(_) => HolderKind::Connection,
+        }
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.ends.is_some_and(|ends| ends.at <= Instant::now())
     }
@@ -296,11 +307,7 @@ pub(super) fn lease_info(held: &Held, record: &Record) -> LeaseInfo {
         model: held.model.to_string(),
         reference: record.reference.to_string(),
         version: record.version.clone(),
-        kind: match held.holder {
-            Holder::Pod(_) => HolderKind::Pod,
-            Holder::Name(_) => HolderKind::Name,
-            Holder::Connection(_) => HolderKind::Connection,
-        },
+        kind: held.kind(),
         holder: held.holder.to_string(),
         since: rfc3339(held.since_ms),
         expires_at: held.ends.map(|ends| rfc3339(ends.at_ms)),

@@ -29,13 +29,12 @@ impl Cache {
             return Err(self.why_not_open(&record.reference));
         }
         let manifest = self.manifest(record.manifest)?;
-        let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
         let file = |f: &crate::model::ManifestFile| ModelFile {
             path: f.path.to_string(),
             digest: f.digest.to_string(),
             size: f.size,
         };
-        let mut model = self.info(&record, current);
+        let mut model = self.info_now(&record);
         self.tell_residency(&mut model, &manifest);
         Ok(ModelDetail { model, manifest_files: manifest.files().iter().map(file).collect() })
     }
@@ -67,12 +66,12 @@ impl Cache {
         }
         let mut removed = Removed { models: Vec::new(), freed_bytes: 0 };
         for record in records {
-            let current = self.0.ledger.current(&record.reference).is_some_and(|c| c.id() == record.id());
-            removed.models.push(self.info(&record, current));
+            removed.models.push(self.info_now(&record));
             // Nobody may open it between the question whether it is in use and its end.
             let unnamed = self.0.ledger.unname(record.id()).map_err(|by| in_use(&record, by))?;
             if let Some(unnamed) = unnamed {
                 removed.freed_bytes += self.destroy(unnamed, Vec::new())?;
+                self.0.starts.removed(&record.reference);
             }
             tracing::info!(model = %record.id(), reference = %record.reference, version = record.version, "removed");
         }
@@ -96,6 +95,9 @@ impl Cache {
         }
         if let Err(error) = self.hands()?.index.remove(&record) {
             tracing::warn!(%error, model = %record.id(), "the index still knows a model that is gone; it is not believed");
+        }
+        if let Err(error) = self.0.volume.forget_start(record.id()) {
+            tracing::warn!(%error, model = %record.id(), "how a model came is still written down; the next start clears it away");
         }
         if !self.0.ledger.uses_snapshot(&record.snapshot) {
             self.0.volume.remove_snapshot(&record.snapshot)?;
@@ -154,6 +156,12 @@ impl Cache {
             Some(dir) => format!("{}/{dir}", record.snapshot),
             None => record.snapshot.to_string(),
         }
+    }
+
+    /// The same that a list says of it.
+    pub(super) fn info_now(&self, record: &Record) -> ModelInfo {
+        let current = self.0.ledger.current(&record.reference).is_some_and(|current| current.id() == record.id());
+        self.info(record, current)
     }
 
     pub(super) fn info(&self, record: &Record, current: bool) -> ModelInfo {

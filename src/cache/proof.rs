@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Cache, Error};
 use crate::model::{Digest, Location, Manifest, ManifestFile, ModelRef, Record, RelPath};
@@ -45,7 +45,9 @@ impl Cache {
             // A view cannot mend anything; who holds the volume can.
             return Err(self.why_not_open(&record.reference));
         }
+        let began = Instant::now();
         self.mend(record, &manifest)?;
+        self.0.starts.proved(record.id(), began.elapsed());
         Ok(manifest)
     }
 

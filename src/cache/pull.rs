@@ -4,7 +4,7 @@ mod progress;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::caching::Caching;
+use super::clock::Clock;
 use super::demand::Urgency;
 use super::evict::Cause;
 use super::job::JobHandle;
@@ -21,10 +22,11 @@ use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
 use crate::fault::{Code, Diagnose, Problem};
 use crate::model::{
-    Bytes, Claim, Digest, ListedFile, Listing, Location, Manifest, ManifestFile, ModelId, ModelRef, Record,
+    Bytes, Claim, Digest, Effort, ListedFile, Listing, Location, Manifest, ManifestFile, ModelId, ModelRef, Record,
+    Stage, Timeline,
 };
 use crate::source::{self, Attempt, RetryPolicy, Source};
-use crate::store::{self, Begun, Blob, IngestKey, PendingPull, snapshot_path};
+use crate::store::{self, Begun, Blob, IngestKey, PendingPull, StartNote, snapshot_path};
 use crate::telemetry::metrics::PullOutcome;
 use crate::wire::http::{Phase, PullStatus};
 use progress::Progress;
@@ -62,10 +64,22 @@ struct Pull {
     id: String,
     reference: ModelRef,
     progress: Progress,
+    clock: Arc<Clock>,
     cancelled: CancellationToken,
     urgency: Arc<Urgency>,
     /// Somebody wants it warmed when it is ready.
     warm: AtomicBool,
+    /// What it has brought, if it has brought a version.
+    brought: OnceLock<StartNote>,
+}
+
+/// What this process knows of one pull, of one moment.
+pub(super) struct KnownPull {
+    pub(super) status: PullStatus,
+    pub(super) timeline: Timeline,
+    pub(super) now: Option<Stage>,
+    pub(super) effort: Effort,
+    pub(super) brought: Option<StartNote>,
 }
 
 /// For whom a model is pulled.
@@ -80,6 +94,12 @@ enum Asked {
 impl Pull {
     fn handle(&self) -> PullHandle {
         PullHandle { id: self.id.clone(), status: self.progress.subscribe() }
+    }
+
+    fn known(&self) -> KnownPull {
+        let (timeline, now) = self.clock.read();
+        let (effort, brought) = (self.progress.tally().effort(), self.brought.get().cloned());
+        KnownPull { status: self.progress.status(), timeline, now, effort, brought }
     }
 }
 
@@ -101,6 +121,13 @@ impl Pulls {
         let mut pulls: Vec<_> = self.active.values().chain(&self.ended).cloned().collect();
         pulls.sort_by(|a, b| b.id.cmp(&a.id));
         pulls
+    }
+
+    /// Those of one reference, newest first.
+    pub(super) fn of(&self, reference: &ModelRef) -> Vec<KnownPull> {
+        let active = self.active.get(&reference.to_string());
+        let ended = self.ended.iter().filter(|pull| pull.reference == *reference);
+        active.into_iter().chain(ended).map(|pull| pull.known()).collect()
     }
 
     fn find(&self, id: &str) -> Result<Arc<Pull>, Error> {
@@ -182,9 +209,11 @@ impl Cache {
             progress: Progress::new(&id, &text),
             id,
             reference: reference.clone(),
+            clock: Clock::start(),
             cancelled: self.0.stop.child_token(),
             urgency: Arc::new(Urgency::of(&self.0.demand)),
             warm: AtomicBool::new(false),
+            brought: OnceLock::new(),
         });
         if asked == Asked::BySomebody {
             pull.urgency.raise();
@@ -307,6 +336,11 @@ impl Cache {
                 pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds, "pull ended: {error}"
             ),
         }
+        let timeline = pull.clock.stop();
+        if let Ok(Outcome { record, unchanged: false }) = &result {
+            let (id, effort) = (pull.id.clone(), pull.progress.tally().effort());
+            pull.brought.get_or_init(|| StartNote { model: record.id(), pull: id, timeline, effort });
+        }
         // Out of the active pulls first: who is told that it has ended may ask for the next one at once.
         let idle = {
             let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
@@ -319,8 +353,14 @@ impl Cache {
                 if pull.warm.load(Ordering::SeqCst) {
                     self.warm_ahead(&pull.reference, &done.record.version);
                 }
-                // Nobody waits for it: a crash before it is done costs a hash of the model at its next open.
-                let flushed = self.blocking(|cache| {
+                // Nobody waits for it: a crash before it is done costs a hash of the model at its next open, and the knowledge
+                // how it came.
+                let flushed = self.blocking(move |cache| {
+                    if let Some(brought) = pull.brought.get()
+                        && let Err(error) = cache.0.volume.remember_start(brought)
+                    {
+                        tracing::warn!(%error, model = %brought.model, "a restart forgets how this model came");
+                    }
                     cache.flush();
                     Ok(())
                 });
@@ -371,13 +411,20 @@ impl Cache {
             Arc::new(move |attempt| {
                 metrics.source_retry(attempt.error.code().text());
                 pull.progress.waits(attempt);
+                Box::new(pull.clock.during(Stage::BackingOff))
             })
         };
+        let on_gate: source::OnGate = {
+            let clock = pull.clock.clone();
+            Arc::new(move || Box::new(clock.during(Stage::BackingOff)))
+        };
         let source: Arc<dyn Source> = Arc::from(self.hands()?.sources.open(&pull.reference)?);
+        let resolving = pull.clock.during(Stage::Resolving);
         let listing = tokio::select! {
-            listing = policy.resolve(source.as_ref(), &on_wait) => listing?,
+            listing = source::telling_of_gates(on_gate.clone(), policy.resolve(source.as_ref(), &on_wait)) => listing?,
             () = pull.cancelled.cancelled() => return Err(Error::Cancelled),
         };
+        drop(resolving);
         pull.progress.resolved(&listing);
 
         if let Some(outcome) = self.confirm_unchanged(pull, &listing).await? {
@@ -390,6 +437,8 @@ impl Cache {
             caching,
             policy,
             on_wait,
+            on_gate,
+            clock: pull.clock.clone(),
             budget: self.0.budget.clone(),
             demand: self.0.demand.clone(),
             urgency: pull.urgency.clone(),
@@ -399,6 +448,7 @@ impl Cache {
         };
         let (digests, _hold) = self.fetch_missing(pull, &listing, transfer).await?;
         pull.progress.publishing();
+        let _publishing = pull.clock.during(Stage::Publishing);
         let record = self.publish(pull, listing, digests).await?;
         Ok(Outcome { record, unchanged: false })
     }
@@ -413,6 +463,7 @@ impl Cache {
         let Some(record) = self.0.ledger.model(ModelId::new(&pull.reference, listing.version())) else {
             return Ok(None);
         };
+        let _checking = pull.clock.during(Stage::Checking);
         let confirmed = self.blocking(move |cache| {
             let manifest = cache.0.volume.read_manifest(record.manifest)?;
             cache.name(record.as_ref().clone(), &manifest)
@@ -506,6 +557,7 @@ impl Cache {
 
     /// For each file of the listing the blob that is here.
     async fn known_digests(&self, pull: &Pull, listing: &Listing) -> Result<Vec<Option<Digest>>, Error> {
+        let _checking = pull.clock.during(Stage::Checking);
         let keys: Vec<IngestKey> = listing.files().iter().map(|file| ingest_key(pull, file)).collect();
         self.blocking(move |cache| keys.iter().map(|key| cache.local_digest(key)).collect()).await
     }
@@ -520,6 +572,7 @@ impl Cache {
         let claim = Claim::of(file);
         // Two models may want the same bytes at the same time: one fetches, the other finds them done.
         let turn = claim.as_ref().map(|claim| self.turn(claim));
+        let queued = pull.clock.during(Stage::Queued);
         let _turn = match &turn {
             Some(turn) => tokio::select! {
                 turn = turn.lock() => Some(turn),
@@ -528,10 +581,13 @@ impl Cache {
             None => None,
         };
         let _file = self.0.budget.file().await;
+        drop(queued);
         let (mut mismatches, mut failures) = (0, 0);
         loop {
             let key = ingest_key(pull, file);
+            let checking = pull.clock.during(Stage::Checking);
             let begun = self.blocking(move |cache| Ok(cache.0.volume.begin(&key)?)).await?;
+            drop(checking);
             let adopt = {
                 let (books, cache) = (books.clone(), self.clone());
                 move |blob: Blob| {
@@ -566,7 +622,7 @@ impl Cache {
                     failures += 1;
                     let wait = transfer.policy.pause(&error, failures).filter(|_| failures < transfer.policy.attempts);
                     let Some(wait) = wait else { return Err(Error::Source(error)) };
-                    (transfer.on_wait)(&Attempt { number: failures, error, wait });
+                    let _pause = (transfer.on_wait)(&Attempt { number: failures, error, wait });
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = transfer.cancelled.cancelled() => return Err(Error::Cancelled),
@@ -666,6 +722,7 @@ impl Cache {
 
     /// Promises room, and makes it if there is none: before the first byte, or not at all.
     async fn reserve(&self, pull: &Pull, want: u64, model: u64) -> Result<Reservation, Error> {
+        let _making_room = pull.clock.during(Stage::MakingRoom);
         let mut rounds = 0;
         loop {
             let refusal = match self.0.ledger.reserve(want, model, self.room()?) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Budget, Cache, CacheConfig, Demand, Error, Hands, Inner, Ledger};
+use super::{Budget, Cache, CacheConfig, Demand, Error, Hands, Inner, Ledger, now_ms};
 use crate::index::Index;
 use crate::model::{Location, Record};
 use crate::source::Sources;
@@ -82,6 +82,8 @@ impl Cache {
             config,
             limits,
             evictions: Default::default(),
+            starts: Default::default(),
+            began_at_ms: now_ms(),
             volume,
             hands,
             metrics,

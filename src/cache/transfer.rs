@@ -8,9 +8,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -18,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::caching::Caching;
+use super::clock::{Clock, During};
 use super::connections::{Connection, Connections};
 use super::demand::{Demand, Turn, Urgency};
 use super::throughput::Throughput;
 use crate::heap;
-use crate::model::{Claim, ListedFile};
+use crate::model::{Claim, Effort, ListedFile, Stage};
 use crate::priority::IoPriority;
-use crate::source::{self, OnWait, RetryPolicy, Source};
-use crate::store::{Blob, Ingest};
+use crate::source::{self, OnGate, OnWait, RetryPolicy, Source};
+use crate::store::{Blob, Ingest, WriteTime};
 
 /// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
 /// writer's passes (BLAKE3, the checksum, the write) go over it.
@@ -172,6 +174,18 @@ impl Drop for Piece {
     }
 }
 
+/// Does what bytes that have come may have to wait for; if they must, `doing` says that this is what the range does.
+async fn if_it_waits<T>(stage: Stage, doing: &During, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    if let Some(done) = work.as_mut().now_or_never() {
+        return done;
+    }
+    doing.becomes(stage);
+    let done = work.await;
+    doing.becomes(Stage::Receiving);
+    done
+}
+
 /// Where a range ends that begins there: ranges are cut at multiples of their length.
 fn end_of_range(start: u64, size: u64, range_bytes: u64) -> u64 {
     (start / range_bytes + 1).saturating_mul(range_bytes).min(size)
@@ -190,6 +204,27 @@ pub(super) struct Tally {
     pub(super) done: AtomicU64,
     /// Bytes that came from the source.
     pub(super) fetched: AtomicU64,
+    /// Microseconds that all writers together have hashed, written and made durable.
+    hashing_us: AtomicU64,
+    writing_us: AtomicU64,
+    durable_us: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn effort(&self) -> Effort {
+        let [fetched_bytes, hashing_us, writing_us, durable_us] =
+            [&self.fetched, &self.hashing_us, &self.writing_us, &self.durable_us].map(|n| n.load(Ordering::Relaxed));
+        Effort { fetched_bytes, hashing_us, writing_us, durable_us }
+    }
+
+    fn spent(&self, time: WriteTime) {
+        self.hashing_us.fetch_add(microseconds(time.hashing), Ordering::Relaxed);
+        self.writing_us.fetch_add(microseconds(time.writing), Ordering::Relaxed);
+    }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What one transfer needs besides the file.
@@ -198,6 +233,8 @@ pub(super) struct Transfer {
     pub(super) source: Arc<dyn Source>,
     pub(super) policy: RetryPolicy,
     pub(super) on_wait: OnWait,
+    pub(super) on_gate: OnGate,
+    pub(super) clock: Arc<Clock>,
     pub(super) budget: Arc<Budget>,
     pub(super) demand: Arc<Demand>,
     pub(super) urgency: Arc<Urgency>,
@@ -232,8 +269,10 @@ impl Transfer {
         while at < file.size {
             while readers.try_join_next().is_some() {}
             let turn = async {
+                let doing = self.clock.during(Stage::Queued);
                 let turn = self.demand.turn(&self.urgency).await;
                 let connection = budget.connections.acquire().await;
+                doing.becomes(Stage::Memory);
                 let own = budget.pieces.clone().acquire_many_owned(budget.own_pieces(marked)).await;
                 (turn, connection, Share::of(own.expect("the budget is never closed"), marked))
             };
@@ -249,7 +288,8 @@ impl Transfer {
             if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
                 break;
             }
-            readers.spawn(self.clone().read_range(file.clone(), range, share, (turn, connection), pieces_in));
+            let reader = self.clone().read_range(file.clone(), range, share, (turn, connection), pieces_in);
+            readers.spawn(source::telling_of_gates(self.on_gate.clone(), reader));
         }
         drop(ranges_in);
         tokio::select! {
@@ -273,7 +313,16 @@ impl Transfer {
             true => self.policy,
             false => RetryPolicy { attempts: 1, ..self.policy },
         };
-        let mut stream = policy.fetch(self.source, file, range, self.on_wait);
+        let doing = Arc::new(self.clock.during(Stage::Asking));
+        let on_wait: OnWait = {
+            let (doing, on_wait) = (doing.clone(), self.on_wait);
+            Arc::new(move |attempt| {
+                // It is asked again after the pause.
+                doing.becomes(Stage::Asking);
+                on_wait(attempt)
+            })
+        };
+        let mut stream = policy.fetch(self.source, file, range, on_wait);
         let mut piece: Option<Piece> = None;
         while let Some(chunk) = stream.next().await {
             let mut chunk = match chunk {
@@ -286,14 +335,15 @@ impl Transfer {
                     return;
                 }
             };
+            doing.becomes(Stage::Receiving);
             self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            self.demand.has_come(&self.urgency, chunk.len() as u64).await;
+            if_it_waits(Stage::Queued, &doing, self.demand.has_come(&self.urgency, chunk.len() as u64)).await;
             if let Some(bytes_per_second) = self.budget.throughput.count(chunk.len()) {
                 self.budget.connections.adapt(bytes_per_second);
             }
             while !chunk.is_empty() {
                 if piece.is_none() {
-                    piece = Some(share.piece(&self.budget).await);
+                    piece = Some(if_it_waits(Stage::Memory, &doing, share.piece(&self.budget)).await);
                 }
                 let Some(current) = &mut piece else { break };
                 current.take(&mut chunk);
@@ -326,8 +376,9 @@ impl Transfer {
                 match piece {
                     Ok(piece) => {
                         priority.give_way(!self.urgency.is_raised());
+                        let _doing = self.clock.during(Stage::Writing);
                         ingest.bypass_page_cache(self.caching.bypasses(self.budget.throughput.bytes_per_second()))?;
-                        ingest.write(piece.bytes())?;
+                        self.tally.spent(ingest.write(piece.bytes())?);
                         done.fetch_add(piece.length as u64, Ordering::Relaxed);
                     }
                     Err(error) => {
@@ -348,10 +399,12 @@ impl Transfer {
             ingest.pause()?;
             return Err(Error::Cancelled);
         }
+        let (_doing, began) = (self.clock.during(Stage::Writing), Instant::now());
         let _commit = self.commits.read().expect("no panic while a commit is under way");
         let blob = ingest.commit().inspect_err(|_| {
             done.fetch_sub(written, Ordering::Relaxed);
         })?;
+        self.tally.durable_us.fetch_add(microseconds(began.elapsed()), Ordering::Relaxed);
         adopt(blob);
         Ok(blob)
     }

@@ -15,7 +15,7 @@ use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
 use crate::wire::http::{
     Evicted, EvictionInfo, EvictionPlan, LeaseInfo, ModelInfo, PinInfo, PinRequest, PullRequest, PullStatus, Readiness,
-    Removed, ScrubRequest, ScrubStatus, WarmRequest, WarmStatus,
+    Removed, ScrubRequest, ScrubStatus, Start, WarmRequest, WarmStatus,
 };
 
 /// Longest wait for jobs to stop where they are, when this process ends.
@@ -105,6 +105,28 @@ impl Door {
                 }))
             }
             Door::Here(cache) => Ok(states(cache.scrub(bytes_per_second)?.status)),
+        }
+    }
+
+    /// What the last start of a model has cost, by reference or by id; or why it is not here.
+    pub(super) async fn last_start(&self, name: &str) -> Result<Start, Problem> {
+        match self {
+            Door::Daemon(client) => client.last_start(name).await,
+            Door::Here(cache) => {
+                let (cache, name) = (cache.clone(), name.to_owned());
+                Ok(blocking(move || cache.last_start(&name)).await??)
+            }
+        }
+    }
+
+    /// The same for each model of a pod.
+    pub(super) async fn last_starts_of_pod(&self, pod: &str) -> Result<Vec<Start>, Problem> {
+        match self {
+            Door::Daemon(client) => client.last_starts_of_pod(pod).await,
+            Door::Here(cache) => {
+                let (cache, pod) = (cache.clone(), pod.to_owned());
+                Ok(blocking(move || cache.last_starts_of_pod(&pod)).await??)
+            }
         }
     }
 

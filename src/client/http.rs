@@ -14,7 +14,7 @@ use crate::fault::{Code, Problem};
 use crate::wire::http::{
     EvictRequest, Evicted, EvictionInfo, EvictionList, EvictionPlan, LeaseInfo, LeaseList, ModelDetail, ModelInfo,
     ModelList, OpenRequest, Opened, PinInfo, PinList, PinRequest, ProblemBody, PullList, PullRequest, PullStatus,
-    Readiness, Removed, ScrubList, ScrubRequest, ScrubStatus, WarmList, WarmRequest, WarmStatus,
+    Readiness, Removed, ScrubList, ScrubRequest, ScrubStatus, Start, StartList, WarmList, WarmRequest, WarmStatus,
 };
 
 /// Longest time for one answer. A removal of a large model is the slowest.
@@ -136,6 +136,19 @@ impl Client {
     /// A model with its files, by id or by reference.
     pub async fn model(&self, name: &str) -> Result<ModelDetail, Problem> {
         self.ask(self.request(Method::GET, &["v1", "models", name])).await
+    }
+
+    /// What the last start of a model has cost, by reference or by id; or why it is not here.
+    pub async fn last_start(&self, name: &str) -> Result<Start, Problem> {
+        let request = self.request(Method::GET, &["v1", "starts"]).query(&[("model", name)]);
+        let mut starts = self.ask::<StartList>(request).await?.starts;
+        starts.pop().ok_or_else(|| self.strange("it answered without a start"))
+    }
+
+    /// The same for each model that a pod (`NAMESPACE/NAME`) leases, or has leased while that is remembered.
+    pub async fn last_starts_of_pod(&self, pod: &str) -> Result<Vec<Start>, Problem> {
+        let request = self.request(Method::GET, &["v1", "starts"]).query(&[("pod", pod)]);
+        Ok(self.ask::<StartList>(request).await?.starts)
     }
 
     /// The leases, oldest first.

@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::PROBLEM_JSON;
-use super::{Door, evictions, health, leases, models, pins, pulls, request, scrubs, warms};
+use super::{Door, evictions, health, leases, models, pins, pulls, request, scrubs, starts, warms};
 use crate::wire::http::ProblemBody;
 
 #[derive(OpenApi)]
@@ -16,6 +16,7 @@ use crate::wire::http::ProblemBody;
     tags(
         (name = "pulls", description = "Make a model local"),
         (name = "models", description = "What is local"),
+        (name = "starts", description = "Why a start was slow, or a model is not here"),
         (name = "leases", description = "Who uses what"),
         (name = "pins", description = "What is kept"),
         (name = "scrubs", description = "Look at every byte on the disk"),
@@ -34,6 +35,7 @@ fn routes() -> OpenApiRouter<Door> {
         .routes(routes!(models::list)) //                   GET            /v1/models
         .routes(routes!(models::show, models::remove)) //   GET    DELETE  /v1/models/{name}
         .routes(routes!(models::open)) //                   POST           /v1/opens
+        .routes(routes!(starts::list)) //                   GET            /v1/starts
         .routes(routes!(leases::list)) //                   GET            /v1/leases
         .routes(routes!(leases::release)) //                       DELETE  /v1/leases/{id}
         .routes(routes!(pins::pin, pins::list)) //          POST   GET     /v1/pins

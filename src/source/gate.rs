@@ -1,7 +1,7 @@
 //! When a host may be asked again: what its answers ask us to wait, and the [`HostGate`] that keeps to it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
@@ -14,6 +14,19 @@ use super::*;
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// Most hosts the [`HostGate`] remembers; more than any pull talks to.
 const MAX_GATED_HOSTS: usize = 1024;
+
+/// Told when a request must wait for its host. What it returns is held until the wait is over.
+pub type OnGate = Arc<dyn Fn() -> Box<dyn Send> + Send + Sync>;
+
+tokio::task_local! {
+    static ON_GATE: OnGate;
+}
+
+/// Does `work`, and tells `on_gate` of each wait of its own task. The task, because no layer between a pull and a gate should
+/// have to hand it on.
+pub fn telling_of_gates<F: Future>(on_gate: OnGate, work: F) -> impl Future<Output = F::Output> {
+    ON_GATE.scope(on_gate, work)
+}
 
 /// Holds back requests to a host until the time it named. Shared by all sources, so that sixteen parallel ranges do not
 /// ask sixteen times.
@@ -56,6 +69,7 @@ impl HostGate {
                     None => return,
                 }
             };
+            let _wait = ON_GATE.try_with(|on_gate| on_gate()).ok();
             tokio::time::sleep_until(until).await;
         }
     }

@@ -18,8 +18,8 @@ pub struct Attempt {
     pub wait: Duration,
 }
 
-/// Told before each pause.
-pub type OnWait = Arc<dyn Fn(&Attempt) + Send + Sync>;
+/// Told before each pause. What it returns is held until the pause is over.
+pub type OnWait = Arc<dyn Fn(&Attempt) -> Box<dyn Send> + Send + Sync>;
 
 /// How often a source is asked again, and how patiently.
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ impl RetryPolicy {
             let Some(wait) = self.pause(&error, failures).filter(|_| failures < self.attempts) else {
                 return Err(error);
             };
-            on_wait(&Attempt { number: failures, error, wait });
+            let _pause = on_wait(&Attempt { number: failures, error, wait });
             sleep(wait).await;
         }
     }
@@ -117,7 +117,7 @@ impl RetryPolicy {
                     Err(error) => error,
                 };
                 let Some(attempt) = state.failed(error.clone()) else { return Some((Err(error), None)) };
-                (state.on_wait)(&attempt);
+                let _pause = (state.on_wait)(&attempt);
                 sleep(attempt.wait).await;
             }
         }))
@@ -290,7 +290,10 @@ mod tests {
         let source = Arc::new(Scripted { turns: Mutex::new(turns.into_iter().collect()), asked: Mutex::default() });
         let waits = Arc::new(Mutex::new(Vec::new()));
         let told = waits.clone();
-        let on_wait: OnWait = Arc::new(move |attempt| told.lock().unwrap().push(attempt.clone()));
+        let on_wait: OnWait = Arc::new(move |attempt| {
+            told.lock().unwrap().push(attempt.clone());
+            Box::new(())
+        });
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: range.end, checksum: None, pin: None, locator: String::new() };
         let stream = POLICY.fetch(source.clone(), file, range, on_wait);
@@ -336,7 +339,7 @@ mod tests {
         source.turns.lock().unwrap().push_back(Turn::Drip(Duration::from_millis(1)));
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: 10, checksum: None, pin: None, locator: String::new() };
-        let mut stream = POLICY.fetch(source.clone(), file, 0..10, Arc::new(|_| {}));
+        let mut stream = POLICY.fetch(source.clone(), file, 0..10, Arc::new(|_| Box::new(())));
         while let Some(bytes) = stream.next().await {
             bytes.unwrap();
             sleep(POLICY.stall_timeout * 2).await;
@@ -390,7 +393,7 @@ mod tests {
         }
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: 10, checksum: None, pin: None, locator: String::new() };
-        let mut stream = POLICY.fetch(Arc::new(Generous), file, 0..10, Arc::new(|_| {}));
+        let mut stream = POLICY.fetch(Arc::new(Generous), file, 0..10, Arc::new(|_| Box::new(())));
         assert!(matches!(stream.next().await, Some(Err(Error::Overlong { expected: 10, .. }))));
         assert!(stream.next().await.is_none());
     }
@@ -424,7 +427,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_listing_is_asked_for_again_too() {
         let refusals = |n: usize| std::iter::repeat_with(|| Turn::Refuse(server_error())).take(n).collect();
-        let quiet: OnWait = Arc::new(|_| {});
+        let quiet: OnWait = Arc::new(|_| Box::new(()));
         let source = Scripted { turns: Mutex::new(refusals(3)), asked: Mutex::default() };
         POLICY.resolve(&source, &quiet).await.unwrap();
         let source = Scripted { turns: Mutex::new(refusals(9)), asked: Mutex::default() };

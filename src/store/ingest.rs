@@ -16,6 +16,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +84,15 @@ pub struct Ingest {
     length: u64,
     /// Where the last note stands.
     noted: u64,
+}
+
+/// What a write of some bytes took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteTime {
+    /// Hashing them.
+    pub hashing: Duration,
+    /// Handing them to the file system, with the notes.
+    pub writing: Duration,
 }
 
 /// A way past the page cache.
@@ -379,15 +389,21 @@ impl Ingest {
 
     /// Appends, hashes, and notes how far it is. More than the promised size is refused ([`Error::Length`]) and changes
     /// nothing. After an error the same bytes can be written again.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<WriteTime, Error> {
         let length = self.length.saturating_add(bytes.len() as u64);
         if length > self.key.size {
             return Err(Error::Length { what: self.key.what.clone(), claimed: self.key.size, found: length });
         }
+        let began = Instant::now();
         self.put(bytes)?;
+        let written = Instant::now();
         self.digester.as_mut().expect("an ingest that is written has not ended").update(bytes);
+        let hashed = Instant::now();
         self.length = length;
-        if self.length - self.noted >= CHECKPOINT_BYTES { self.note_position() } else { Ok(()) }
+        if self.length - self.noted >= CHECKPOINT_BYTES {
+            self.note_position()?;
+        }
+        Ok(WriteTime { hashing: hashed - written, writing: (written - began) + hashed.elapsed() })
     }
 
     /// Whether the bytes that follow go to the disk past the page cache, where they are aligned to it: [`Ingest::write`] is

@@ -10,6 +10,7 @@
 //!        pulls/<id>          pulls to resume
 //!        leases/<id>         leases that outlive their request
 //!        pins/<32 hex>       references that are kept; name = BLAKE3 of the reference, cut
+//!        starts/<model id>   how the pull that brought a model has spent its time
 //!        scrub               how far scrubbing has come
 //!        history             which models were evicted, and why
 //!        reserve             room that is given up when the disk is full
@@ -141,6 +142,14 @@ impl Layout {
         self.root.join("pins")
     }
 
+    pub(super) fn starts(&self) -> PathBuf {
+        self.root.join("starts")
+    }
+
+    pub(super) fn start(&self, id: ModelId) -> PathBuf {
+        self.starts().join(id.to_string())
+    }
+
     pub(super) fn scrub(&self) -> PathBuf {
         self.root.join("scrub")
     }
@@ -162,7 +171,7 @@ impl Layout {
     }
 
     /// The directories only we may enter.
-    pub(super) fn private_dirs(&self) -> [PathBuf; 8] {
+    pub(super) fn private_dirs(&self) -> [PathBuf; 9] {
         [
             self.blobs(),
             self.ingests(),
@@ -171,6 +180,7 @@ impl Layout {
             self.pulls(),
             self.leases(),
             self.pins(),
+            self.starts(),
             self.quarantine(),
         ]
     }

@@ -35,6 +35,7 @@ pub struct Swept {
 
 /// What must stay.
 struct Named {
+    models: BTreeSet<ModelId>,
     snapshots: BTreeSet<RelPath>,
     manifests: BTreeSet<Digest>,
     blobs: BTreeSet<Digest>,
@@ -66,6 +67,7 @@ impl Volume {
         self.sweep_manifests(&named, &mut swept)?;
         self.sweep_blobs(&named, &mut swept)?;
         self.sweep_quarantine(now, &mut swept)?;
+        self.sweep_starts(|model| named.models.contains(&model))?;
         Ok(swept)
     }
 
@@ -75,12 +77,18 @@ impl Volume {
         if !unreadable.is_empty() {
             return Ok(None);
         }
-        let mut named = Named { snapshots: BTreeSet::new(), manifests: BTreeSet::new(), blobs: BTreeSet::new() };
+        let mut named = Named {
+            models: BTreeSet::new(),
+            snapshots: BTreeSet::new(),
+            manifests: BTreeSet::new(),
+            blobs: BTreeSet::new(),
+        };
         let mut seen: BTreeSet<(ModelId, Digest)> = BTreeSet::new();
         for record in given.iter().chain(&on_disk) {
             if !seen.insert((record.id(), record.manifest)) {
                 continue;
             }
+            named.models.insert(record.id());
             named.snapshots.insert(record.snapshot.clone());
             if named.manifests.insert(record.manifest) {
                 match self.read_manifest(record.manifest) {

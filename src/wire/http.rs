@@ -1,9 +1,14 @@
 //! Bodies of the HTTP API. One place, so that the server, the client and the OpenAPI document cannot disagree.
 
+mod starts;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::fault::{Code, Problem};
+pub use starts::{
+    Absence, AbsentBecause, ProofTime, PullTimeline, StageSpan, Start, StartLease, StartList, StartState,
+};
 
 /// Asks for a model to be made local. The same body joins the pull that is already under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -25,6 +25,7 @@ async fn read_all(sources: &Sources, origin: &HostileOrigin) -> Result<Vec<(Stri
     let source: Arc<dyn larder::source::Source> = sources.open(&origin.url.parse().unwrap())?.into();
     let quiet: OnWait = Arc::new(|attempt| {
         assert!(attempt.wait <= Duration::from_secs(661), "waits {:?}: {}", attempt.wait, attempt.error);
+        Box::new(())
     });
     let listing = policy.resolve(&*source, &quiet).await?;
     let mut read = Vec::new();

@@ -36,3 +36,4 @@ mod support;
 mod told;
 mod touched;
 mod warm;
+mod why;

@@ -367,7 +367,7 @@ async fn s3_retries_are_made_by_the_policy() {
     let double = BucketDouble::start(vec![answer(500, &[], ""), answer(500, &[], ""), answer(200, &[], &page)]).await;
     let source = open(signed(&double.endpoint), "s3://bucket/m").unwrap();
     let policy = RetryPolicy { first_wait: Duration::from_millis(1), ..RetryPolicy::default() };
-    let quiet: OnWait = Arc::new(|_| {});
+    let quiet: OnWait = Arc::new(|_| Box::new(()));
     let listing = policy.resolve(&*source, &quiet).await.unwrap();
     assert_eq!(listing.files()[0].path, RelPath::new("a").unwrap());
     assert_eq!(double.seen().len(), 3);

@@ -36,6 +36,8 @@ enum Limit {
     From(u64),
     /// All bytes of files beyond so many.
     After(u64),
+    /// Listings, and nothing else.
+    Listings,
 }
 
 struct Inner {
@@ -45,6 +47,8 @@ struct Inner {
     /// Ranges of files that were asked for, in order.
     /// After so many bytes of files, put this file in place of the one that is there.
     change: Option<(u64, String, String, Vec<u8>)>,
+    /// Refuses everything, and asks to come back after so many seconds.
+    busy: Option<u64>,
 }
 
 #[derive(Default)]
@@ -73,7 +77,7 @@ pub(crate) enum Marks {
 impl ModelOrigin {
     /// Starts without a model.
     pub(crate) async fn start() -> ModelOrigin {
-        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), change: None };
+        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), change: None, busy: None };
         let (limit, sent) = (watch::Sender::new(Limit::Nothing), watch::Sender::new(0));
         let state = Arc::new(State { inner: Mutex::new(inner), limit, sent, held: watch::Sender::new(0) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -144,6 +148,16 @@ impl ModelOrigin {
         self.state.limit.send_replace(Limit::From(offset));
     }
 
+    /// Holds listings back.
+    pub(crate) fn hold_listings(&self) {
+        self.state.limit.send_replace(Limit::Listings);
+    }
+
+    /// Refuses everything from now on, and asks to come back after so many seconds.
+    pub(crate) fn is_busy_for(&self, seconds: u64) {
+        self.lock().busy = Some(seconds);
+    }
+
     /// Holds nothing back.
     pub(crate) fn let_go(&self) {
         self.state.limit.send_replace(Limit::Nothing);
@@ -183,10 +197,18 @@ impl ModelOrigin {
 impl State {
     /// False when the client is gone.
     async fn serve(&self, connection: &mut Connection, asked: &Asked) -> bool {
+        let busy = self.inner.lock().unwrap().busy;
+        if let Some(seconds) = busy {
+            let refusal = Answer::new(503, &[("Retry-After", &seconds.to_string())], "busy");
+            return connection.answer(asked, refusal).await;
+        }
         let found = self.inner.lock().unwrap().answer(asked);
         let Some((model, path, answer)) = found else {
             return connection.answer(asked, Answer::new(404, &[], "not here")).await;
         };
+        if path == "larder.json" && !self.is_let_go(connection).await {
+            return false;
+        }
         if path == "larder.json" || asked.method == "HEAD" || answer.status >= 300 {
             return connection.answer(asked, answer).await;
         }
@@ -215,9 +237,24 @@ impl State {
         true
     }
 
+    /// Waits until listings are not held back. False when the client is gone.
+    async fn is_let_go(&self, connection: &mut Connection) -> bool {
+        let mut limit = self.limit.subscribe();
+        if *limit.borrow_and_update() != Limit::Listings {
+            return true;
+        }
+        self.held.send_modify(|held| *held += 1);
+        let is_there = tokio::select! {
+            let_go = limit.wait_for(|limit| *limit != Limit::Listings) => let_go.is_ok(),
+            () = connection.stall() => false,
+        };
+        self.held.send_modify(|held| *held -= 1);
+        is_there
+    }
+
     fn allows(&self, limit: Limit, start: u64, step: usize) -> bool {
         match limit {
-            Limit::Nothing => true,
+            Limit::Nothing | Limit::Listings => true,
             Limit::From(offset) => start != offset,
             Limit::After(bytes) => *self.sent.borrow() + step as u64 <= bytes,
         }

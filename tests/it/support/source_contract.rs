@@ -138,7 +138,7 @@ pub(crate) fn file<'a>(listing: &'a Listing, path: &str) -> &'a ListedFile {
 
 /// All bytes of a file, with retries.
 pub(crate) async fn fetch_whole(source: &Arc<dyn Source>, file: &ListedFile) -> Result<Vec<u8>, Error> {
-    let quiet: OnWait = Arc::new(|_| {});
+    let quiet: OnWait = Arc::new(|_| Box::new(()));
     let policy = RetryPolicy { first_wait: std::time::Duration::from_millis(1), ..RetryPolicy::default() };
     collect(policy.fetch(source.clone(), file.clone(), 0..file.size, quiet)).await
 }
