@@ -26,6 +26,7 @@ mod scrub;
 mod silence;
 mod starts;
 mod throughput;
+mod traced;
 mod transfer;
 mod warm;
 
@@ -41,8 +42,8 @@ use crate::index::Index;
 use crate::model::{Bytes, HolderError, ReferenceError};
 use crate::source::{self, Sources};
 use crate::store::{self, Volume};
-use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Gauges;
+use crate::telemetry::{Metrics, Traces};
 
 pub use caching::PageCache;
 use demand::Demand;
@@ -108,6 +109,8 @@ struct Inner {
     /// Without an index and sources the cache is a view: it lists and opens, and refuses to change anything.
     hands: Option<Hands>,
     metrics: Arc<Metrics>,
+    /// Without a collector there are none.
+    traces: OnceLock<Traces>,
     ledger: Ledger,
     /// Without one nobody knows which pods are gone.
     pods: OnceLock<Arc<dyn PodDirectory>>,

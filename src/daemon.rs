@@ -23,7 +23,7 @@ use crate::heap;
 use crate::kubernetes::NodePods;
 use crate::serve::{self, Door, Listener, ReadyLatches, fd};
 use crate::source::{Environment, Sources};
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Metrics, Traces};
 
 use config_file::ConfigFile;
 use membership::Membership;
@@ -126,6 +126,7 @@ pub struct Daemon {
     doors: Vec<JoinHandle<()>>,
     tending: JoinHandle<()>,
     membership: Option<Membership>,
+    traces: Option<Traces>,
     shutdown: CancellationToken,
 }
 
@@ -134,6 +135,8 @@ impl Daemon {
     /// returns.
     pub async fn start(config: &Config) -> Result<Daemon, Problem> {
         let (cache, metrics) = build_cache(config).await?;
+        let traces = traces_of_process();
+        traces.iter().for_each(|traces| cache.trace_with(traces.clone()));
         let latches = ReadyLatches::new();
         let starting = latches.hold("start-up");
         let shutdown = CancellationToken::new();
@@ -193,6 +196,7 @@ impl Daemon {
             doors,
             tending,
             membership,
+            traces,
             shutdown,
         })
     }
@@ -224,8 +228,20 @@ impl Daemon {
         }
         self.tending.abort();
         self.cache.drain(DRAIN_DEADLINE).await;
+        if let Some(traces) = self.traces {
+            let _ = blocking(move || traces.end()).await;
+        }
         tracing::info!("stopped");
     }
+}
+
+/// Traces are no reason not to start.
+fn traces_of_process() -> Option<Traces> {
+    Traces::of_process().unwrap_or_else(|error| {
+        let action = "write OTEL_EXPORTER_OTLP_ENDPOINT as in `http://collector.observability:4318`";
+        tracing::error!(%error, action, "no traces are sent");
+        None
+    })
 }
 
 async fn bound(address: Option<SocketAddr>) -> Result<Option<Listener>, Problem> {

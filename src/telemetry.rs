@@ -1,4 +1,4 @@
-//! Logs and metrics: the subscriber, the names of log fields, and every metric in one list.
+//! Logs, metrics and traces: the subscriber, the names of log fields, every metric in one list, and what a collector is sent.
 //!
 //! # Fields
 //!
@@ -26,6 +26,7 @@
 //! | `method`, `route`, `status` | of an HTTP request and its answer |
 
 pub mod metrics;
+mod traces;
 
 use std::io::IsTerminal;
 
@@ -34,6 +35,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use metrics::Metrics;
+pub use traces::{Parent, Traces, TracesError, Work};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use super::lease::{Lease, Terms};
 use super::proof::MAX_ROUNDS;
+use super::traced::Watched;
 use super::{Cache, Error, now_ms};
-use crate::model::{Manifest, ManifestFile, ModelRef, Record, RelPath};
+use crate::model::{Manifest, ManifestFile, ModelRef, Record, RelPath, Stage};
 use crate::store::{self, Descriptors};
+use crate::telemetry::Parent;
 use crate::wire::frame::OpenFiles;
 use crate::wire::http::{LeaseInfo, ModelInfo, OpenRequest, Opened};
 
@@ -41,10 +43,31 @@ impl Cache {
 
     /// The same, as a request asks for it: with a lease, if it wants one, and a warm-up. Blocking; needs a tokio runtime.
     pub fn open_as(&self, asked: &OpenRequest) -> Result<Opened, Error> {
+        self.open_for(asked, None)
+    }
+
+    /// The same for a caller who traces.
+    pub fn open_for(&self, asked: &OpenRequest, caller: Option<&Parent>) -> Result<Opened, Error> {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
-        let record = self.0.ledger.current(&reference);
-        let (mut model, _) = self.opened(&reference, record.clone())?;
+        let watched = self.watch_open();
+        let opened = self.open_and_lease(asked, &reference, terms, &watched);
+        let version = opened.as_ref().map(|opened| opened.model.version.as_str());
+        self.open_ended(&watched, &reference, version, caller);
+        opened
+    }
+
+    fn open_and_lease(
+        &self,
+        asked: &OpenRequest,
+        reference: &ModelRef,
+        terms: Option<Terms>,
+        watched: &Watched,
+    ) -> Result<Opened, Error> {
+        let record = self.0.ledger.current(reference);
+        let checking = watched.during(Stage::Checking);
+        let (mut model, _) = self.opened(reference, record.clone())?;
+        drop(checking);
         // Last, so that an open that is refused leaves none behind; if it has gone since, this is refused too.
         let lease = match (record, terms) {
             (Some(record), Some(terms)) => {
@@ -55,7 +78,7 @@ impl Cache {
             _ => None,
         };
         if asked.warm {
-            self.warm_for_reader(&reference, &model.version);
+            self.warm_for_reader(reference, &model.version);
         }
         Ok(Opened { model, lease })
     }
@@ -65,15 +88,32 @@ impl Cache {
     pub fn open_files(&self, asked: &OpenFiles, process: &str) -> Result<OpenModel, Error> {
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
         let terms = asked.lease.as_ref().map(Terms::read).transpose()?;
-        let (record, lease) = match self.lease_connection(&reference, asked.version.as_deref(), process) {
+        let watched = self.watch_open();
+        let open = self.open_and_keep(asked, &reference, terms, process, &watched);
+        let version = open.as_ref().map(|open| open.model.version.as_str());
+        self.open_ended(&watched, &reference, version, None);
+        open
+    }
+
+    fn open_and_keep(
+        &self,
+        asked: &OpenFiles,
+        reference: &ModelRef,
+        terms: Option<Terms>,
+        process: &str,
+        watched: &Watched,
+    ) -> Result<OpenModel, Error> {
+        let (record, lease) = match self.lease_connection(reference, asked.version.as_deref(), process) {
             Ok(leased) => leased,
             Err(error) => {
                 self.0.metrics.opened(false);
                 return Err(error);
             }
         };
-        let (model, manifest) = self.opened(&reference, Some(record.clone()))?;
-        let mut open = self.open_model(asked, &reference, &record, &manifest, model, lease)?;
+        let checking = watched.during(Stage::Checking);
+        let (model, manifest) = self.opened(reference, Some(record.clone()))?;
+        drop(checking);
+        let mut open = self.open_model(asked, reference, &record, &manifest, model, lease)?;
         open.lasting_lease = terms.map(|terms| self.lease_noted(&record, &terms)).transpose()?;
         Ok(open)
     }
@@ -85,13 +125,18 @@ impl Cache {
             return None;
         }
         let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude).ok()?;
+        let watched = self.watch_open();
+        let checking = watched.during(Stage::Checking);
         let (record, lease) = self.lease_if_here(&reference, asked.version.as_deref(), process)?;
         let manifest = self.0.manifests.get(record.manifest)?;
         if manifest.files().len() > MAX_FILES_AT_ONCE || !self.looks_as_left(&record, &manifest).ok()? {
             return None;
         }
+        drop(checking);
         let model = self.used(&reference, &record);
-        self.open_model(asked, &reference, &record, &manifest, model, lease).ok()
+        let open = self.open_model(asked, &reference, &record, &manifest, model, lease).ok()?;
+        self.open_ended(&watched, &reference, Ok(&open.model.version), None);
+        Some(open)
     }
 
     fn open_model(

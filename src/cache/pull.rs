@@ -27,6 +27,7 @@ use crate::model::{
 };
 use crate::source::{self, Attempt, RetryPolicy, Source};
 use crate::store::{self, Begun, Blob, IngestKey, PendingPull, StartNote, snapshot_path};
+use crate::telemetry::Parent;
 use crate::telemetry::metrics::PullOutcome;
 use crate::wire::http::{Phase, PullStatus};
 use progress::Progress;
@@ -71,6 +72,8 @@ struct Pull {
     warm: AtomicBool,
     /// What it has brought, if it has brought a version.
     brought: OnceLock<StartNote>,
+    /// Whose trace it goes on with.
+    caller: Option<Parent>,
 }
 
 /// What this process knows of one pull, of one moment.
@@ -157,12 +160,17 @@ impl Pulls {
 impl Cache {
     /// Joins the pull of this reference, or starts one. Needs a tokio runtime; returns at once.
     pub fn pull(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
-        self.pull_as(None, reference, Asked::BySomebody)
+        self.pull_as(None, reference, Asked::BySomebody, None)
     }
 
     /// The same for nobody who waits: it lets go first what somebody waits for.
     pub fn pull_ahead(&self, reference: &ModelRef) -> Result<PullHandle, Error> {
-        self.pull_as(None, reference, Asked::Ahead)
+        self.pull_ahead_for(reference, None)
+    }
+
+    /// The same for a caller who traces. A pull that is joined goes on with the trace of who asked for it first.
+    pub fn pull_ahead_for(&self, reference: &ModelRef, caller: Option<Parent>) -> Result<PullHandle, Error> {
+        self.pull_as(None, reference, Asked::Ahead, caller)
     }
 
     /// The same, but `None` if it is local: a pull that has just ended is not followed by another one of those who waited
@@ -172,14 +180,24 @@ impl Cache {
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
         // A model has its name before its pull leaves the active ones.
         let local = !pulls.active.contains_key(&reference.to_string()) && self.0.ledger.current(reference).is_some();
-        if local { Ok(None) } else { self.join_or_start(&mut pulls, None, reference, Asked::BySomebody).map(Some) }
+        if local {
+            Ok(None)
+        } else {
+            self.join_or_start(&mut pulls, None, reference, Asked::BySomebody, None).map(Some)
+        }
     }
 
     /// A pull of a former process keeps its id, under which its intention is on the disk.
-    fn pull_as(&self, id: Option<String>, reference: &ModelRef, asked: Asked) -> Result<PullHandle, Error> {
+    fn pull_as(
+        &self,
+        id: Option<String>,
+        reference: &ModelRef,
+        asked: Asked,
+        caller: Option<Parent>,
+    ) -> Result<PullHandle, Error> {
         self.hands()?;
         let mut pulls = self.0.pulls.lock().expect("no panic while the pulls are held");
-        self.join_or_start(&mut pulls, id, reference, asked)
+        self.join_or_start(&mut pulls, id, reference, asked, caller)
     }
 
     fn join_or_start(
@@ -188,6 +206,7 @@ impl Cache {
         id: Option<String>,
         reference: &ModelRef,
         asked: Asked,
+        caller: Option<Parent>,
     ) -> Result<PullHandle, Error> {
         let text = reference.to_string();
         if let Some(pull) = pulls.active.get(&text) {
@@ -214,6 +233,7 @@ impl Cache {
             urgency: Arc::new(Urgency::of(&self.0.demand)),
             warm: AtomicBool::new(false),
             brought: OnceLock::new(),
+            caller,
         });
         if asked == Asked::BySomebody {
             pull.urgency.raise();
@@ -279,7 +299,7 @@ impl Cache {
         };
         for pull in pending {
             tracing::info!(reference = %pull.reference, "resuming a pull of the former run");
-            match self.pull_as(Some(pull.id.clone()), &pull.reference, Asked::Ahead) {
+            match self.pull_as(Some(pull.id.clone()), &pull.reference, Asked::Ahead, None) {
                 // Somebody asked for it before us: that pull has its own intention.
                 Ok(handle) if handle.id != pull.id => {
                     if let Err(error) = self.0.volume.remove_note::<PendingPull>(&pull.id) {
@@ -336,9 +356,14 @@ impl Cache {
                 pull = pull.id, reference = %pull.reference, code = %error.code(), fetched, seconds, "pull ended: {error}"
             ),
         }
-        let timeline = pull.clock.stop();
+        let (timeline, effort) = (pull.clock.stop(), pull.progress.tally().effort());
+        let version = result.as_ref().map_or("", |done| done.record.version.as_str());
+        let reference = pull.reference.to_string();
+        let texts = [("larder.reference", reference.as_str()), ("larder.pull", &pull.id), ("larder.version", version)];
+        let texts = if result.is_ok() { &texts[..] } else { &texts[..2] };
+        self.pull_ended(&timeline, effort, texts, result.as_ref().err().map(Diagnose::code), pull.caller.as_ref());
         if let Ok(Outcome { record, unchanged: false }) = &result {
-            let (id, effort) = (pull.id.clone(), pull.progress.tally().effort());
+            let id = pull.id.clone();
             pull.brought.get_or_init(|| StartNote { model: record.id(), pull: id, timeline, effort });
         }
         // Out of the active pulls first: who is told that it has ended may ask for the next one at once.

@@ -87,6 +87,7 @@ impl Cache {
             volume,
             hands,
             metrics,
+            traces: Default::default(),
             ledger: Ledger::default(),
             pods: Default::default(),
             pulls: Default::default(),

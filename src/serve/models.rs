@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use serde::Deserialize;
 
 use super::Door;
 use super::problem::Refused;
-use super::request::{Body, Name, blocking, query};
+use super::request::{Body, Name, blocking, caller, query};
 use crate::model::ModelRef;
 use crate::wire::http::{ModelDetail, ModelList, OpenRequest, Opened, ProblemBody, Removed};
 
@@ -72,6 +72,11 @@ pub(super) async fn remove(State(door): State<Door>, Name(name): Name) -> Result
         (status = 503, description = "not-ready: it is being pulled",
             body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn open(State(door): State<Door>, Body(asked): Body<OpenRequest>) -> Result<Json<Opened>, Refused> {
-    Ok(Json(blocking(&door, move |door| Ok(door.cache.open_as(&asked)?)).await?))
+pub(super) async fn open(
+    State(door): State<Door>,
+    headers: HeaderMap,
+    Body(asked): Body<OpenRequest>,
+) -> Result<Json<Opened>, Refused> {
+    let caller = caller(&headers);
+    Ok(Json(blocking(&door, move |door| Ok(door.cache.open_for(&asked, caller.as_ref())?)).await?))
 }

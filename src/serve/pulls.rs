@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Door;
 use super::problem::Refused;
-use super::request::{Body, Name, blocking};
+use super::request::{Body, Name, blocking, caller};
 use crate::model::ModelRef;
 use crate::wire::http::{Phase, ProblemBody, PullList, PullRequest, PullStatus};
 
@@ -36,14 +36,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
             body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "draining", body = ProblemBody, content_type = "application/problem+json"),
     ))]
-pub(super) async fn submit(State(door): State<Door>, Body(asked): Body<PullRequest>) -> Result<Response, Refused> {
+pub(super) async fn submit(
+    State(door): State<Door>,
+    headers: HeaderMap,
+    Body(asked): Body<PullRequest>,
+) -> Result<Response, Refused> {
     let reference = ModelRef::parse_with(&asked.reference, &asked.include, &asked.exclude)?;
     if asked.pin {
         let pinned = reference.clone();
         blocking(&door, move |door| Ok(door.cache.pin(&pinned)?)).await?;
     }
     // Who waits for it asks for it again, by its id.
-    let handle = door.cache.pull_ahead(&reference)?;
+    let handle = door.cache.pull_ahead_for(&reference, caller(&headers))?;
     if asked.warm {
         door.cache.warm_when_ready(&handle.id)?;
     }

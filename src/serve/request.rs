@@ -21,7 +21,7 @@ use super::Via;
 use super::doorkeeper::Doorkeeper;
 use super::problem::Refused;
 use crate::fault::{Code, Problem};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Parent};
 
 /// Largest body of a request.
 pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -120,6 +120,11 @@ fn request_id(headers: &HeaderMap) -> String {
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
     sent.filter(sane).map_or_else(|| format!("{:016x}", fastrand::u64(..)), str::to_owned)
+}
+
+/// Whose trace the request goes on with, if he traces.
+pub(super) fn caller(headers: &HeaderMap) -> Option<Parent> {
+    Parent::read(|name| headers.get(name).and_then(|value| value.to_str().ok()))
 }
 
 /// On TCP, keeps web pages out: a browser on this machine, or on one that can reach the port, would carry their requests.

@@ -35,5 +35,6 @@ mod source_web;
 mod support;
 mod told;
 mod touched;
+mod traces;
 mod warm;
 mod why;

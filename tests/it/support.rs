@@ -4,6 +4,7 @@ pub(crate) mod api_server;
 pub(crate) mod azurite;
 pub(crate) mod breaking_proxy;
 pub(crate) mod bucket_double;
+pub(crate) mod collector;
 pub(crate) mod fake_gcs;
 pub(crate) mod frames;
 pub(crate) mod gated_origin;

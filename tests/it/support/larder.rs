@@ -124,6 +124,11 @@ impl Home {
 }
 
 impl Home {
+    /// What is seen of a daemon while it runs.
+    pub(crate) async fn serve_for<T>(&self, see: impl FnOnce(&Running) -> T) -> T {
+        see(&self.serve().await)
+    }
+
     /// The same daemon as a pod, whose kubelet has mounted this directory as its identity. `None`, after saying why, where
     /// nothing can be mounted.
     pub(crate) async fn serve_as_pod(&self, identity: &Path) -> Option<Running> {
