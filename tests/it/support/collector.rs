@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -13,6 +14,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+/// Longest wait for a span: a bound against hanging, not a measurement.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Answers on `/v1/traces`.
 pub(crate) struct Collector {
@@ -65,7 +69,8 @@ impl Collector {
     /// Waits for a span of which this is true, and gives it with those directly below it, in the order of their beginnings.
     pub(crate) async fn work(&self, is_it: impl Fn(&Span) -> bool) -> (Span, Vec<Span>) {
         let mut spans = self.spans.subscribe();
-        let spans = spans.wait_for(|spans| spans.iter().any(&is_it)).await.unwrap();
+        let found = tokio::time::timeout(MAX_WAIT, spans.wait_for(|spans| spans.iter().any(&is_it)));
+        let spans = found.await.unwrap_or_else(|_| panic!("it is not in {:#?}", self.spans())).unwrap();
         // A span is sent after those below it.
         let whole = spans.iter().find(|span| is_it(span)).unwrap().clone();
         let mut parts: Vec<Span> = spans.iter().filter(|span| span.parent_span_id == whole.span_id).cloned().collect();

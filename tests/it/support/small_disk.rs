@@ -49,10 +49,10 @@ impl SmallDisk {
         }
     }
 
-    /// Leaves not a byte.
+    /// Leaves not a block, or one: each step takes half of what the one before has left.
     pub(crate) fn fill_up(&self) {
         let mut size = self.free_bytes();
-        while size >= 4096 {
+        while size >= 1024 {
             let path = self.path().join(format!("filler-{:x}", fastrand::u64(..)));
             let Ok(file) = fs::File::create(&path) else { return };
             if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).is_err() {
