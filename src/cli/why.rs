@@ -196,7 +196,7 @@ fn what_helps(stage: Stage, reference: &str) -> String {
         Stage::MakingRoom => {
             "a larger `volume.quota`, so that less must be evicted first (`larder history` says what went)".to_owned()
         }
-        Stage::Queued => "fewer pulls at a time (`larder pulls` lists them), or more `pull.connections`".to_owned(),
+        Stage::Queued => "fewer pulls at a time (`larder pulls` lists them), more `pull.connections`, or another `pull.background_rate`".to_owned(),
         Stage::Memory => "more `pull.memory`, or fewer pulls at a time (`larder pulls` lists them)".to_owned(),
         Stage::BackingOff => {
             format!("a token or a mirror, if the source limits us (the log names the error); or {ahead}")

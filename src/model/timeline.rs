@@ -17,7 +17,8 @@ pub enum Stage {
     Checking,
     /// Room is promised, and made by evicting.
     MakingRoom,
-    /// Others go first: no connection or place is free, or another pull fetches the same bytes.
+    /// Others go first: no connection or place is free, another pull fetches the same bytes, or nobody waits for this one and
+    /// its rate is bounded.
     Queued,
     /// Other pulls have the memory for bytes in flight.
     Memory,
