@@ -36,6 +36,7 @@ use tokio::time::Instant;
 use crate::config::{Config, Flags, SETTINGS, Surroundings};
 use crate::daemon;
 use crate::fault::{Code, Diagnose, Problem};
+use crate::heap;
 use crate::model::{Bytes, ModelId, ModelRef};
 use crate::wire::http::{ModelInfo, ModelList, Phase, PullList, PullStatus};
 
@@ -425,6 +426,10 @@ fn is_terminal() -> bool {
 
 /// Does what the words say.
 pub fn run(cli: &Cli) -> Result<(), Problem> {
+    if matches!(cli.command, Command::Serve) {
+        // Before there are threads.
+        heap::share();
+    }
     block_on(obey(cli))
 }
 

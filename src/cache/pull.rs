@@ -21,6 +21,7 @@ use super::memory::Memory;
 use super::transfer::{Transfer, is_marked};
 use super::{Cache, Error, now_ms};
 use crate::fault::{Code, Diagnose, Problem};
+use crate::heap;
 use crate::model::{
     Bytes, Claim, Digest, Effort, ListedFile, Listing, Location, Manifest, ManifestFile, ModelId, ModelRef, Record,
     Stage, Timeline,
@@ -400,6 +401,16 @@ impl Cache {
                 Ok(())
             });
             let _ = rested.await;
+            // Connections are kept for a while, with their buffers; those whose time is over are closed at every end of such a while.
+            tokio::select! {
+                () = tokio::time::sleep(2 * source::http::IDLE_CONNECTION) => {}
+                () = self.0.stop.cancelled() => return,
+            }
+            let given_back = self.blocking(|_| {
+                heap::give_back();
+                Ok(())
+            });
+            let _ = given_back.await;
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) struct Keeper {
 struct Work {
     /// Since when it has been at one call.
     busy_since: Option<Instant>,
-    /// Somebody gave up waiting, and it was logged.
+    /// Somebody gave up waiting while it was at this call, and it was logged.
     is_late: bool,
 }
 
@@ -101,8 +101,9 @@ impl Keeper {
 
     /// Why the thread is not to be waited for, if it is so.
     pub(super) fn silence(&self) -> Option<String> {
-        let busy_since = hold(&self.work).busy_since?;
-        (busy_since.elapsed() >= self.limits.call).then(|| self.silent())
+        let work = hold(&self.work);
+        let busy_since = work.busy_since?;
+        (work.is_late || busy_since.elapsed() >= self.limits.call).then(|| self.silent())
     }
 
     fn silent(&self) -> String {
@@ -110,7 +111,9 @@ impl Keeper {
     }
 
     fn gave_up(&self) -> String {
-        if !std::mem::replace(&mut hold(&self.work).is_late, true) {
+        let mut work = hold(&self.work);
+        // Where it has just ended, nobody would say that it answers again.
+        if work.busy_since.is_some() && !std::mem::replace(&mut work.is_late, true) {
             tracing::warn!(why = self.silent(), "{NOT_ANSWERING}");
         }
         self.silent()

@@ -38,6 +38,9 @@ pub struct Client {
     stall_timeout: Duration,
 }
 
+/// How long a connection that nobody uses is kept for the next request. It keeps its buffers, some 400 KB, so not for long.
+pub const IDLE_CONNECTION: Duration = Duration::from_secs(10);
+
 /// What authenticates a request. Goes only to the origin (scheme, host and port) of [`Request::url`].
 #[derive(Clone)]
 pub struct Credential {
@@ -136,7 +139,7 @@ impl Client {
     /// Sets up the connections. Proxies come from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, a private CA from SSL_CERT_FILE.
     pub fn new(config: &SourceConfig) -> Result<Client, Error> {
         let http = builder(config.connect_timeout)
-            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_idle_timeout(IDLE_CONNECTION)
             .build()
             .map_err(|e| Error::Misconfigured { what: "https://".into(), detail: deepest(&e) })?;
         Ok(Client {

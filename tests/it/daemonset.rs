@@ -336,6 +336,24 @@ for thing in json.load(sys.stdin):
         print(thing["kind"], thing["metadata"]["name"], error)
 "#;
 
+/// The YAML of the pages; what is a part of a pod becomes a pod.
+fn objects_of_pages() -> Vec<Value> {
+    let pages = ["docs/kubernetes.md", "docs/pods.md"];
+    let text =
+        pages.map(|page| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap()).concat();
+    let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let parts = blocks.flat_map(objects).filter(|part| part["kind"] != "Kustomization" && part["components"].is_null());
+    let whole = |part: Value| match part["kind"].is_string() {
+        true => part,
+        false => {
+            let mut spec = json!({"containers": [{"name": "reader"}]});
+            spec.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "of-a-page"}, "spec": spec})
+        }
+    };
+    parts.map(whole).collect()
+}
+
 #[test]
 fn every_object_is_as_kubernetes_defines_it() {
     let Some(renderings) = renderings() else { return };
@@ -349,6 +367,9 @@ fn every_object_is_as_kubernetes_defines_it() {
         let own = |object: &Value| !object["apiVersion"].as_str().unwrap().starts_with("serving.kserve.io/");
         all.extend(example(&name).into_iter().filter(own));
     }
+    let of_pages = objects_of_pages();
+    assert!(of_pages.len() >= 6, "{of_pages:#?}");
+    all.extend(of_pages);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), serde_json::to_vec(&all).unwrap()).unwrap();
     let mut command = python().unwrap();
