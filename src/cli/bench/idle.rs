@@ -10,6 +10,7 @@ use super::origin::Origin;
 use super::process::wake_ups;
 use super::row::Row;
 use crate::fault::Problem;
+use crate::source::http::IDLE_CONNECTION;
 
 /// How long it is watched in each round. What it does by itself it does every five seconds.
 const WATCHED: Duration = Duration::from_secs(10);
@@ -29,7 +30,8 @@ pub(super) async fn idle(bench: &mut Bench) -> Result<(), Problem> {
         bench.push(Row::IdleWakeUps, woken as f64 / began.elapsed().as_secs_f64());
         bench.push(Row::IdleMemory, resident(&node)?);
         drop(node.open(&origin.plain()).await?);
-        tokio::time::sleep(SETTLES).await;
+        // Connections are kept for the next pull, and threads for the next work.
+        tokio::time::sleep(2 * IDLE_CONNECTION + SETTLES).await;
         bench.push(Row::IdleMemoryAfterPull, resident(&node)?);
         node.remove()?;
     }
