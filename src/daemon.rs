@@ -76,7 +76,7 @@ pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) 
                 _ = terminate.recv() => return "SIGTERM",
                 _ = interrupt.recv() => return "SIGINT",
                 _ = hangup.recv() => {}
-                () = changed(file.as_mut()) => {}
+                () = or_never(file.as_mut().map(ConfigFile::changed)) => {}
             }
             config = reloaded(&cache, config, reload()).await;
         }
@@ -85,9 +85,10 @@ pub async fn run(config: &Config, reload: impl Fn() -> Result<Config, Problem>) 
     Ok(())
 }
 
-async fn changed(file: Option<&mut ConfigFile>) {
-    match file {
-        Some(file) => file.changed().await,
+/// Waits for what may happen; for ever if there is nothing that could.
+async fn or_never(event: Option<impl Future<Output = ()>>) {
+    match event {
+        Some(event) => event.await,
         None => std::future::pending().await,
     }
 }
@@ -259,7 +260,7 @@ async fn tend(cache: Cache, scrub: ScrubConfig, pods: Option<Arc<NodePods>>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = some_went(pods.as_deref()) => {
+            () = or_never(pods.as_ref().map(|pods| pods.some_went())) => {
                 let cache = cache.clone();
                 if blocking(move || cache.end_leases()).await.is_err() {
                     return;
@@ -284,13 +285,6 @@ async fn tend(cache: Cache, scrub: ScrubConfig, pods: Option<Arc<NodePods>>) {
         if work.await.is_err() {
             return;
         }
-    }
-}
-
-async fn some_went(pods: Option<&NodePods>) {
-    match pods {
-        Some(pods) => pods.some_went().await,
-        None => std::future::pending().await,
     }
 }
 

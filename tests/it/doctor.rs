@@ -73,10 +73,7 @@ async fn a_right_that_is_missing_in_the_cluster_is_named_with_what_it_costs() {
     let mut home = Home::new();
     let ended = home.run(&["doctor", "--node", "-o", "json"]).await;
     assert_eq!(finding(&ended, "rights").1, "none needed");
-    let (variables, identity) = api.of_pod();
-    for (name, value) in variables {
-        home.set(name, &value);
-    }
+    let identity = api.becomes_the_cluster_of(&mut home);
     home.set("LARDER_KUBERNETES_NODE", "n1");
     home.set("LARDER_KUBERNETES_ANNOUNCE", "true");
     let ended = home.run(&["doctor", "--node", "-o", "json"]).await;

@@ -42,10 +42,7 @@ async fn the_port_for_health_answers_probes_and_prometheus_and_nothing_else() {
 async fn on_the_network_the_api_is_for_accounts_that_are_listed_and_only_while_the_cluster_can_tell() {
     let api = ApiServer::start_with_tls().await;
     let mut home = Home::new();
-    let (variables, identity) = api.of_pod();
-    for (name, value) in variables {
-        home.set(name, &value);
-    }
+    let identity = api.becomes_the_cluster_of(&mut home);
     home.set("LARDER_SERVE_NETWORK_LISTEN", "127.0.0.1:0");
     home.set("LARDER_SERVE_NETWORK_ACCOUNTS", "team/ci");
     let Some(daemon) = home.serve_as_pod(identity).await else { return };

@@ -191,10 +191,7 @@ async fn the_daemon_tells_as_soon_as_it_is_ready_and_takes_it_back_when_it_stops
     origin.put("m", "model.safetensors", b"weights");
     let model = origin.reference("m");
     let mut home = Home::new();
-    let (variables, identity) = api.of_pod();
-    for (name, value) in variables {
-        home.set(name, &value);
-    }
+    let identity = api.becomes_the_cluster_of(&mut home);
     home.set("LARDER_KUBERNETES_NODE", "n1");
     home.set("LARDER_KUBERNETES_ANNOUNCE", "true");
     let Some(mut daemon) = home.serve_as_pod(identity).await else { return };

@@ -281,10 +281,7 @@ async fn the_daemon_ends_leases_of_pods_with_what_kubelet_gives_it_and_says_when
     origin.put("m", "model.safetensors", b"weights");
     let model = origin.reference("m");
     let mut home = Home::new();
-    let (variables, identity) = api.of_pod();
-    for (name, value) in variables {
-        home.set(name, &value);
-    }
+    let identity = api.becomes_the_cluster_of(&mut home);
     home.set("LARDER_KUBERNETES_NODE", "n1");
     api.add("n1", "team", "vllm-0", "uid-0");
     api.add("n1", "team", "vllm-1", "uid-1");

@@ -30,6 +30,8 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::port_forward::{self, Upgrade};
 
+use super::larder::Home;
+
 /// Longest wait for a request: a bound against hanging, not a measurement.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
@@ -216,11 +218,11 @@ impl ApiServer {
         Cluster::new(config)
     }
 
-    /// The same for a process: the variables that kubelet sets, and the directory that it mounts.
-    pub(crate) fn of_pod(&self) -> ([(&'static str, String); 2], &Path) {
-        let variables =
-            [("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()), ("KUBERNETES_SERVICE_PORT", self.port.to_string())];
-        (variables, self.account.dir.path())
+    /// The same for processes: the variables that kubelet sets, and the directory that it mounts.
+    pub(crate) fn becomes_the_cluster_of(&self, home: &mut Home) -> &Path {
+        home.set("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+        home.set("KUBERNETES_SERVICE_PORT", &self.port.to_string());
+        self.account.dir.path()
     }
 
     /// The same for a person: a kubeconfig.
