@@ -305,6 +305,27 @@ async fn a_model_that_is_on_its_way_is_told_with_how_to_wait_for_it() {
 }
 
 #[tokio::test]
+async fn a_source_that_never_stays_as_it_is_is_told_with_both_versions() {
+    let (node, origin) = (Node::start(&[]).await, ModelOrigin::start().await);
+    const BYTES: usize = 4_000_000;
+    origin.put("m", "model.safetensors", &vec![0; BYTES]);
+    // A pull begins again with the new version, but not for ever.
+    for change in 1..=50 {
+        origin.change_after(u64::from(change) * 500_000, "m", "model.safetensors", &vec![change; BYTES]);
+    }
+    let pull = format!("pull -q {}", origin.reference("m"));
+    let ended = node.run(&pull).await;
+    let said = without_ports(&ended.err);
+    let before = "error: cannot pull `http://127.0.0.1:N/m/model.safetensors`: it changed at the source: it was ";
+    let after = "\naction: pull again: the new version is taken as a whole            code: source-changed\n";
+    assert!(said.starts_with(before) && said.contains(", now it is ") && said.ends_with(after), "{said}");
+    assert_eq!(ended.code, Some(69));
+    origin.stays_as_it_is();
+    node.works(&pull).await;
+    node.ends().await;
+}
+
+#[tokio::test]
 async fn what_the_configuration_keeps_is_told_with_where_to_change_it() {
     let node = Node::start(&[("LARDER_PULL_PINNED", "hf://acme/tiny")]).await;
     node.tells(

@@ -1,6 +1,6 @@
 //! A web server of models that counts each byte it sends, and stops, changes and lies when told to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use larder::model::Digest;
@@ -46,7 +46,7 @@ struct Inner {
     sent: HashMap<(String, String), u64>,
     /// Ranges of files that were asked for, in order.
     /// After so many bytes of files, put this file in place of the one that is there.
-    change: Option<(u64, String, String, Vec<u8>)>,
+    changes: VecDeque<(u64, String, String, Vec<u8>)>,
     /// Refuses everything, and asks to come back after so many seconds.
     busy: Option<u64>,
 }
@@ -77,7 +77,7 @@ pub(crate) enum Marks {
 impl ModelOrigin {
     /// Starts without a model.
     pub(crate) async fn start() -> ModelOrigin {
-        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), change: None, busy: None };
+        let inner = Inner { models: BTreeMap::new(), sent: HashMap::new(), changes: VecDeque::new(), busy: None };
         let (limit, sent) = (watch::Sender::new(Limit::Nothing), watch::Sender::new(0));
         let state = Arc::new(State { inner: Mutex::new(inner), limit, sent, held: watch::Sender::new(0) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -135,7 +135,12 @@ impl ModelOrigin {
 
     /// When so many bytes of files were sent, the file is another one.
     pub(crate) fn change_after(&self, sent_bytes: u64, model: &str, path: &str, bytes: &[u8]) {
-        self.lock().change = Some((sent_bytes, model.into(), path.into(), bytes.into()));
+        self.lock().changes.push_back((sent_bytes, model.into(), path.into(), bytes.into()));
+    }
+
+    /// Nothing changes any more.
+    pub(crate) fn stays_as_it_is(&self) {
+        self.lock().changes.clear();
     }
 
     /// Sends so many bytes of files in all, and holds the rest back.
@@ -269,8 +274,8 @@ impl State {
         }
         *inner.sent.entry((model.into(), path.into())).or_default() += step as u64;
         let sent = *self.sent.borrow() + step as u64;
-        if inner.change.as_ref().is_some_and(|(after, ..)| sent >= *after)
-            && let Some((_, model, path, bytes)) = inner.change.take()
+        if inner.changes.front().is_some_and(|(after, ..)| sent >= *after)
+            && let Some((_, model, path, bytes)) = inner.changes.pop_front()
         {
             inner.models.get_mut(&model).unwrap().files.insert(path, bytes);
         }
