@@ -211,5 +211,6 @@ fn deepest(error: &dyn std::error::Error) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    text.chars().take(MAX_QUOTED_CHARS).flat_map(char::escape_debug).collect()
+    let shown = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().take(MAX_QUOTED_CHARS).map(shown).collect()
 }

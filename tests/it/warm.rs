@@ -343,7 +343,13 @@ async fn under_a_memory_limit_the_trap_is_told_and_no_more_is_read_than_stays() 
     assert!(warm.bytes_read > 0 && warm.bytes_read < LIMIT, "{warm:?}");
     assert!(warm.resident_bytes.unwrap() >= warm.bytes_read / 10 * 9, "what was read stays: {:?}", warm.resident_bytes);
     assert!(ended.err.contains(&format!("stopped {reference}  ")) && ended.err.contains(&trap), "{}", ended.err);
-    // Outside of the limit it is warmed.
-    let told = home.done(&["warm", &reference]).await;
-    assert!(told.starts_with("100 % resident"), "{told}");
+    // Outside of the limit it is warmed; what the kernel has taken of the group's pages meanwhile, at the next try.
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        told.push(home.done(&["warm", &reference]).await);
+        if told.last().is_some_and(|told| told.starts_with("100 % resident")) {
+            return;
+        }
+    }
+    panic!("{told:?}");
 }
