@@ -90,6 +90,11 @@ impl Demand {
         let _ = waited_for.wait_for(|urged| *urged <= 0 || urgency.is_raised()).await;
     }
 
+    /// Waits until nobody waits for anything.
+    pub(super) async fn is_quiet(&self) {
+        let _ = self.waited_for.subscribe().wait_for(|urged| *urged <= 0).await;
+    }
+
     /// Waits until somebody waits for this.
     pub(super) async fn is_wanted(&self, urgency: &Urgency) {
         let _ = self.waited_for.subscribe().wait_for(|_| urgency.is_raised()).await;

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::demand::Urgency;
+use super::demand::Demand;
 use super::job::JobHandle;
 use super::pace::Pace;
 use super::{Cache, Error, now_ms, rfc3339};
@@ -65,6 +65,20 @@ struct Scrub {
 impl Scrub {
     fn handle(&self) -> ScrubHandle {
         ScrubHandle { id: self.id.clone(), status: self.status.subscribe() }
+    }
+}
+
+impl Scrub {
+    /// Waits so long; and one that nobody has asked for, which has weeks, as long as somebody waits for a model. Not once it
+    /// is stopped.
+    async fn pause(&self, demand: &Demand, wait: Duration) {
+        let over = async {
+            tokio::time::sleep(wait).await;
+            if self.in_background {
+                demand.is_quiet().await;
+            }
+        };
+        tokio::select! { () = over => {}, () = self.cancelled.cancelled() => {} }
     }
 }
 
@@ -194,7 +208,6 @@ impl Cache {
         });
         let mut priority = IoPriority::of_this_thread();
         let mut pace = Pace::at(scrub.rate);
-        let never = Urgency::of(&self.0.demand);
         let (mut told, mut noted) = (Instant::now(), Instant::now());
         for blob in blobs {
             let go_on = |bytes: u64| {
@@ -208,14 +221,8 @@ impl Cache {
                     status.bytes_done += bytes;
                     false
                 });
-                let stopped = scrub.cancelled.cancelled();
-                if !wait.is_zero() {
-                    let _ = runtime.block_on(async { tokio::time::timeout(wait, stopped).await });
-                } else if scrub.in_background {
-                    // It has weeks, and who waits for a model has not.
-                    runtime.block_on(async {
-                        tokio::select! { () = self.0.demand.comes_first(&never) => {}, () = stopped => {} }
-                    });
+                if !wait.is_zero() || scrub.in_background {
+                    runtime.block_on(scrub.pause(&self.0.demand, wait));
                 }
                 !scrub.cancelled.is_cancelled()
             };
@@ -290,5 +297,39 @@ impl Cache {
             found.extend(named.map(|file| (Some(record.reference.to_string()), Some(file.path.to_string()))));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::super::demand::Urgency;
+    use super::*;
+
+    fn scrub(in_background: bool) -> Scrub {
+        let status = ScrubStatus::started("s1", None, in_background, String::new());
+        let status = watch::Sender::new(status);
+        Scrub { id: "s1".into(), rate: None, in_background, status, cancelled: CancellationToken::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_nobody_asked_for_stands_still_while_somebody_waits_also_at_a_rate() {
+        let demand = Demand::new(None);
+        let wanted = Urgency::of(&demand);
+        wanted.raise();
+        for wait in [Duration::ZERO, Duration::from_millis(50)] {
+            let (background, asked_for) = (scrub(true), scrub(false));
+            asked_for.pause(&demand, wait).await;
+            let mut stands_still = Box::pin(background.pause(&demand, wait));
+            let hour = Duration::from_secs(3600);
+            assert!(tokio::time::timeout(hour, &mut stands_still).await.is_err(), "{wait:?}");
+            background.cancelled.cancel();
+            stands_still.await;
+        }
+        wanted.end();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        scrub(true).pause(&demand, Duration::ZERO).await;
+        assert!(demand.is_quiet().now_or_never().is_some());
     }
 }
