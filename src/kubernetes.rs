@@ -35,6 +35,10 @@ const MAX_SILENCE: Duration = Duration::from_secs(300);
 /// Longest wait for the answer to one request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What to do where a right is missing.
+pub const GIVE_RIGHTS: &str =
+    "give larder's ServiceAccount its rights (`rbac.yaml` in `daemonset/`): apply your kustomization again";
+
 /// Most characters of somebody else's words in an error.
 const MAX_QUOTED_CHARS: usize = 300;
 
@@ -143,7 +147,7 @@ impl Diagnose for Error {
                 "set `kubernetes.node` to the name of this node (`kubectl get nodes`)".into()
             }
             Found::Refused { .. } => {
-                "give larder's ServiceAccount its rights (`rbac.yaml` in `daemonset/`): apply your kustomization again".into()
+                GIVE_RIGHTS.into()
             }
             Found::NoIdentity { .. } => {
                 "let kubelet mount the token (`automountServiceAccountToken: true` in the DaemonSet), or set \

@@ -96,6 +96,24 @@ pub struct Space {
     pub block_bytes: u64,
 }
 
+impl Space {
+    /// Of the file system that a path is on.
+    pub fn at(path: &Path) -> std::io::Result<Space> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(Space {
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            block_bytes: found.f_frsize,
+        })
+    }
+}
+
+/// Whether both are there, and on the same file system.
+pub fn share_a_disk(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    device(one).is_some_and(|of| Some(of) == device(other))
+}
+
 /// Why the disk did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -442,13 +460,13 @@ impl Volume {
 
     /// How much room the file system has.
     pub fn space(&self) -> Result<Space, Error> {
-        io::space_at(self.layout.root())
+        let path = self.layout.root();
+        Space::at(path).map_err(|error| io::failed("measure", path, error))
     }
 
     /// Whether a directory is there and on the same file system.
     pub fn shares_its_disk_with(&self, dir: &Path) -> bool {
-        let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
-        device(dir).is_some_and(|of| Some(of) == device(self.layout.root()))
+        share_a_disk(dir, self.layout.root())
     }
 
     /// Why the volume takes no writes: after a failed fsync, or because it was opened for reading. `None` while it does.

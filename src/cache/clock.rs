@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::now_ms;
+use super::{microseconds, now_ms};
 use crate::model::{Course, Stage, Timeline};
 
 /// The time of one pull, from when it was asked for.
@@ -49,7 +49,7 @@ impl Clock {
 
     /// Read while the course is held, so that it never goes back.
     fn passed_us(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        microseconds(self.began.elapsed())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::lease::Held;
 use super::pull::KnownPull;
-use super::{Cache, Error, now_ms, rfc3339};
+use super::{Cache, Error, microseconds, now_ms, rfc3339};
 use crate::model::{Holder, ModelId, ModelRef, Record};
 use crate::store::StartNote;
 use crate::wire::http::{
@@ -68,7 +68,7 @@ impl Starts {
 
     /// An open had to hash files of this version again.
     pub(super) fn proved(&self, model: ModelId, took: Duration) {
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took_us = microseconds(took);
         let mut books = self.books();
         books.proofs.retain(|(known, _)| *known != model);
         remember(&mut books.proofs, (model, ProofTime { at: rfc3339(now_ms()), took_us }), MAX_PROOFS);

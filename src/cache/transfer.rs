@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -17,12 +17,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::caching::Caching;
 use super::clock::{Clock, During};
 use super::connections::{Connection, Connections};
 use super::demand::{Demand, Turn, Urgency};
 use super::throughput::Throughput;
+use super::{Error, microseconds};
 use crate::heap;
 use crate::model::{Claim, Effort, ListedFile, Stage};
 use crate::priority::IoPriority;
@@ -221,10 +221,6 @@ impl Tally {
         self.hashing_us.fetch_add(microseconds(time.hashing), Ordering::Relaxed);
         self.writing_us.fetch_add(microseconds(time.writing), Ordering::Relaxed);
     }
-}
-
-fn microseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What one transfer needs besides the file.

@@ -187,17 +187,19 @@ impl Cache {
 
     /// Starts a warm-up for a reader who has opened it, or makes that one its own which is under way. Needs a tokio runtime.
     pub(super) fn warm_for_reader(&self, reference: &ModelRef, version: &str) {
-        match self.warm_version(reference, Some(version)) {
-            Ok(warm) => warm.urgency.raise(),
-            Err(error) => tracing::warn!(%reference, %error, "a model is not warmed"),
+        if let Some(warm) = self.warm_or_say_why(reference, version) {
+            warm.urgency.raise();
         }
     }
 
     /// Starts a warm-up for who may come. Needs a tokio runtime.
     pub(super) fn warm_ahead(&self, reference: &ModelRef, version: &str) {
-        if let Err(error) = self.warm_version(reference, Some(version)) {
-            tracing::warn!(%reference, %error, "a model is not warmed");
-        }
+        self.warm_or_say_why(reference, version);
+    }
+
+    fn warm_or_say_why(&self, reference: &ModelRef, version: &str) -> Option<Arc<Warm>> {
+        let warm = self.warm_version(reference, Some(version));
+        warm.inspect_err(|error| tracing::warn!(%reference, %error, "a model is not warmed")).ok()
     }
 
     /// Somebody opened this version: if that is configured, starts a warm-up unless it is resident. Costs the open a look

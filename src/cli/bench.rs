@@ -23,7 +23,6 @@ mod row;
 mod statistics;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -35,6 +34,7 @@ use crate::cache::KUBELET_DIRECTORY;
 use crate::config::Config;
 use crate::fault::{Code, Diagnose, Problem};
 use crate::model::Bytes;
+use crate::store::{Space, share_a_disk};
 use disk::Write;
 use part::{Part, cannot};
 use plan::{LEAST_BYTES, Plan, Room};
@@ -161,12 +161,10 @@ fn usual_directory(config: &Config) -> Result<PathBuf, Problem> {
 
 /// What may be taken: never so much that a daemon on this disk would begin to evict.
 fn room(config: &Config, directory: &Path) -> std::io::Result<Room> {
-    let found = rustix::fs::statvfs(directory)?;
-    let (total, free) = (found.f_blocks.saturating_mul(found.f_frsize), found.f_bavail.saturating_mul(found.f_frsize));
-    let device = std::fs::metadata(directory)?.dev();
-    let on_its_disk = std::fs::metadata(KUBELET_DIRECTORY).is_ok_and(|kubelet| kubelet.dev() == device);
-    let left = config.volume.limits.min_free.on(total, on_its_disk || config.cache().in_kubernetes);
-    Ok(Room { disk_bytes: free.saturating_sub(left), memory_bytes: machine::free_memory_bytes() })
+    let space = Space::at(directory)?;
+    let beside_kubelet = config.cache().in_kubernetes || share_a_disk(Path::new(KUBELET_DIRECTORY), directory);
+    let left = config.volume.limits.min_free.on(space.total_bytes, beside_kubelet);
+    Ok(Room { disk_bytes: space.free_bytes.saturating_sub(left), memory_bytes: machine::free_memory_bytes() })
 }
 
 impl Bench {

@@ -58,16 +58,16 @@ fn tell(findings: &[Finding]) -> Result<(), Problem> {
 /// What somebody who runs a cache here should know, whether or not there is one already.
 async fn of_node(config: &Config) -> Vec<Finding> {
     let mut pinned = config.pull.pinned.clone();
-    let mut findings = match is_here(config).await {
+    let mut findings = match is_here(config) {
         false => vec![Finding::new(Mark::Note, "daemon", "none", nobody(config, "There is no volume yet"))],
-        true => match of_daemon(config).await {
-            Ok(readiness) => {
-                for reference in &readiness.pinned {
-                    if !pinned.contains(reference) {
-                        pinned.push(reference.clone());
+        true => match of_daemon_and_pins(config).await {
+            Ok((answered, pins)) => {
+                for reference in pins {
+                    if !pinned.contains(&reference) {
+                        pinned.push(reference);
                     }
                 }
-                readiness.findings(config)
+                answered.findings(config)
             }
             Err(problem) => vec![unreachable(problem)],
         },
@@ -83,7 +83,7 @@ async fn of_node(config: &Config) -> Vec<Finding> {
 }
 
 /// Whether there is a daemon or a volume. Nothing is made.
-async fn is_here(config: &Config) -> bool {
+fn is_here(config: &Config) -> bool {
     config.volume.root.join("FORMAT").exists() || config.serve.socket.exists()
 }
 
@@ -92,16 +92,25 @@ struct Answered {
     answer: Readiness,
     /// Whether it was found in this process, because no daemon answers.
     here: bool,
-    pinned: Vec<ModelRef>,
 }
 
 async fn of_daemon(config: &Config) -> Result<Answered, Problem> {
     let door = Door::to_read(config).await?;
-    let here = !door.outlives_us();
-    let (answer, pins) = (door.readiness().await, door.pins().await);
+    let answered = answered_through(&door).await;
     door.close().await;
-    let pinned = pins?.iter().filter_map(|pin| pin.reference.parse().ok()).collect();
-    Ok(Answered { answer: answer?, here, pinned })
+    answered
+}
+
+/// The same, and what is pinned: probes do not ask for that every few seconds.
+async fn of_daemon_and_pins(config: &Config) -> Result<(Answered, Vec<ModelRef>), Problem> {
+    let door = Door::to_read(config).await?;
+    let (answered, pins) = (answered_through(&door).await, door.pins().await);
+    door.close().await;
+    Ok((answered?, pins?.iter().filter_map(|pin| pin.reference.parse().ok()).collect()))
+}
+
+async fn answered_through(door: &Door) -> Result<Answered, Problem> {
+    Ok(Answered { answer: door.readiness().await?, here: !door.outlives_us() })
 }
 
 fn unreachable(problem: Problem) -> Finding {

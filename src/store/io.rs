@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
+use super::Error;
 use super::calls::{Call, Calls};
-use super::{Error, Space};
 
 /// Most bytes of a file that is read or written as a whole. The longest manifest (100,000 files with paths of 1,024
 /// bytes) is a little shorter.
@@ -156,16 +156,6 @@ pub(super) fn entries_in(dir: &Path) -> Result<Vec<(PathBuf, bool)>, Error> {
         found.push((entry.path(), is_dir));
     }
     Ok(found)
-}
-
-/// What the file system has, and would still give an ordinary user.
-pub(super) fn space_at(path: &Path) -> Result<Space, Error> {
-    let found = rustix::fs::statvfs(path).map_err(|e| failed("measure", path, e.into()))?;
-    Ok(Space {
-        total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
-        free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
-        block_bytes: found.f_frsize,
-    })
 }
 
 /// A file nobody else holds.

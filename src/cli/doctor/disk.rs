@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, ioctl_ficlone, statx};
@@ -15,6 +14,7 @@ use crate::cache::KUBELET_DIRECTORY;
 use crate::config::Config;
 use crate::fault::Code;
 use crate::model::{Bytes, Share};
+use crate::store::{Space, share_a_disk};
 
 /// Written and read to find out how fast the disk is: a quarter of a second on NVMe, some seconds on a spinning one.
 const MEASURED_BYTES: u64 = 256 << 20;
@@ -78,7 +78,7 @@ fn look(config: &Config, directory: &Path) -> io::Result<Vec<Finding>> {
     let mut findings = vec![of_room(&room)];
     let scratch = Scratch::below(directory, "larder-doctor")?;
     let abilities = try_out(scratch.path())?;
-    findings.push(of_file_system(&mounts::of(directory)?, &abilities, is_disk_of_the_system(config, directory)?));
+    findings.push(of_file_system(&mounts::of(directory)?, &abilities, is_disk_of_the_system(config, directory)));
     findings.push(match room.free.saturating_sub(room.left_to_others) {
         free if free < ROOM_TO_MEASURE => {
             let means =
@@ -91,17 +91,15 @@ fn look(config: &Config, directory: &Path) -> io::Result<Vec<Finding>> {
 }
 
 fn room(config: &Config, directory: &Path) -> io::Result<Room> {
-    let found = rustix::fs::statvfs(directory)?;
-    let total = found.f_blocks.saturating_mul(found.f_frsize);
-    let kubelet = [KUBELET_DIRECTORY, MOUNTED_BY_KUBELET];
-    let kubelet = if config.cache().in_kubernetes { &kubelet[..] } else { &kubelet[..1] };
-    let device = fs::metadata(directory)?.dev();
-    let beside_kubelet = kubelet.iter().any(|place| fs::metadata(place).is_ok_and(|place| place.dev() == device));
+    let Space { total_bytes: total, free_bytes: free, .. } = Space::at(directory)?;
+    let is_pod = config.cache().in_kubernetes;
+    let beside = |place: &str| share_a_disk(Path::new(place), directory);
+    let beside_kubelet = beside(KUBELET_DIRECTORY) || is_pod && beside(MOUNTED_BY_KUBELET);
     let limits = &config.volume.limits;
     Ok(Room {
         total,
-        free: found.f_bavail.saturating_mul(found.f_frsize),
-        left_to_others: limits.min_free.on(total, beside_kubelet || config.cache().in_kubernetes),
+        free,
+        left_to_others: limits.min_free.on(total, beside_kubelet || is_pod),
         quota: limits.quota.map(|quota| quota.of(total)),
         beside_kubelet,
     })
@@ -142,9 +140,9 @@ fn try_out(directory: &Path) -> io::Result<Abilities> {
 }
 
 /// Whether what the system itself needs is on it.
-fn is_disk_of_the_system(config: &Config, directory: &Path) -> io::Result<bool> {
+fn is_disk_of_the_system(config: &Config, directory: &Path) -> bool {
     let system = if config.cache().in_kubernetes { MOUNTED_BY_KUBELET } else { "/" };
-    Ok(fs::metadata(system)?.dev() == fs::metadata(directory)?.dev())
+    share_a_disk(Path::new(system), directory)
 }
 
 fn of_file_system(mount: &Mount, abilities: &Abilities, is_of_the_system: bool) -> Finding {

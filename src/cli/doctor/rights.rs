@@ -3,7 +3,7 @@
 use super::finding::{Finding, Mark};
 use crate::config::Config;
 use crate::fault::{Code, Problem};
-use crate::kubernetes::{Cluster, Right};
+use crate::kubernetes::{Cluster, GIVE_RIGHTS, Right};
 
 /// Asks the API server about each right that is needed here; nothing is changed.
 pub(super) async fn findings(config: &Config) -> Vec<Finding> {
@@ -27,8 +27,7 @@ pub(super) async fn findings(config: &Config) -> Vec<Finding> {
             Ok(true) => findings.push(Finding::new(Mark::Ok, &name, "yes", right.why)),
             Ok(false) => {
                 let message = format!("without it: {}", right.without);
-                let action = "give larder's ServiceAccount its rights (`rbac.yaml` in `daemonset/`): apply your kustomization again";
-                findings.push(Finding::of(&name, "no", &Problem::new(Code::KubernetesDenied, message, action)));
+                findings.push(Finding::of(&name, "no", &Problem::new(Code::KubernetesDenied, message, GIVE_RIGHTS)));
             }
             Err(error) => {
                 findings.push(Finding::of(&name, "unknown", &Problem::of(&error)));
