@@ -10,13 +10,13 @@ mod gate;
 mod hf;
 pub mod http;
 mod object;
+mod reader;
 mod retry;
 mod web;
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
@@ -29,10 +29,9 @@ use crate::model::{ListedFile, Listing, ListingError, Location, ModelRef};
 
 pub use environment::Environment;
 pub use gate::{HostGate, MAX_RETRY_AFTER, OnGate, telling_of_gates};
+use reader::Pieces;
+pub use reader::RangeReader;
 pub use retry::{Attempt, OnWait, RetryPolicy};
-
-/// The bytes of one range, in order, and nothing but them: the stream ends after the last byte or with an error.
-pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
 /// A place that resolves one reference and streams its files.
 #[async_trait]
@@ -41,7 +40,7 @@ pub trait Source: Send + Sync {
     async fn resolve(&self) -> Result<Listing, Error>;
 
     /// Opens `range` of a file of a listing this source gave. The range is not empty and lies within the file.
-    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error>;
+    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error>;
 }
 
 /// What the sources are configured with. Credentials and endpoints come from each ecosystem's own environment variables.
@@ -125,6 +124,28 @@ pub enum Step {
 }
 
 impl Step {
+    /// The step that an error of an HTTP library or of the system is from: they say so only in words.
+    fn of(error: &(dyn std::error::Error + 'static)) -> Step {
+        let causes = || std::iter::successors(Some(error), |e| e.source());
+        let words: Vec<_> = causes().map(|e| e.to_string().to_ascii_lowercase()).collect();
+        let says = |marks: &[&str]| words.iter().any(|words| marks.iter().any(|mark| words.contains(mark)));
+        let timed_out = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<std::io::Error>() {
+            Some(e) => e.kind() == std::io::ErrorKind::TimedOut,
+            None => e.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout),
+        };
+        if says(&["tunnel error", "socks error", "proxy"]) {
+            Step::Proxy
+        } else if says(&["dns error", "failed to lookup address"]) {
+            Step::Dns
+        } else if says(&["certificate", "tls", "handshake", "fatal alert", "corrupt message", "invalidmessage"]) {
+            Step::Tls
+        } else if says(&["timed out"]) || causes().any(timed_out) {
+            Step::Timeout
+        } else {
+            Step::Connect
+        }
+    }
+
     /// The step in words.
     pub fn text(self) -> &'static str {
         match self {

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -26,7 +25,7 @@ use super::{Error, microseconds};
 use crate::heap;
 use crate::model::{Claim, Effort, ListedFile, Stage};
 use crate::priority::IoPriority;
-use crate::source::{self, OnGate, OnWait, RetryPolicy, Source};
+use crate::source::{self, OnGate, OnWait, RangeReader, RetryPolicy, Source};
 use crate::store::{Blob, Ingest, WriteTime};
 
 /// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
@@ -130,12 +129,13 @@ impl Piece {
         self.length == PIECE_BYTES
     }
 
-    /// Takes from the front of `chunk` what still fits.
-    fn take(&mut self, chunk: &mut Bytes) {
-        let taken = chunk.split_to(chunk.len().min(PIECE_BYTES - self.length));
+    /// Receives what comes next into what is free of it, and at most so many bytes: how many came.
+    async fn fill(&mut self, reader: &mut dyn RangeReader, at_most: u64) -> Result<usize, source::Error> {
+        let free = usize::try_from(at_most).unwrap_or(usize::MAX).min(PIECE_BYTES - self.length);
         let buffer = self.buffer.as_mut().expect("the piece is not dropped yet");
-        buffer[self.length..][..taken.len()].copy_from_slice(&taken);
-        self.length += taken.len();
+        let came = reader.read(&mut buffer[self.length..][..free]).await?;
+        self.length += came;
+        Ok(came)
     }
 }
 
@@ -157,11 +157,11 @@ impl Share {
     async fn piece(&self, budget: &Arc<Budget>) -> Piece {
         tokio::select! {
             biased;
-            other = budget.pieces.clone().acquire_owned(), if self.goes_ahead => {
-                budget.piece(other.expect("the budget is never closed"), None)
-            }
             own = self.own.clone().acquire_owned() => {
                 budget.piece(own.expect("a share is never closed"), Some(self.held.clone()))
+            }
+            other = budget.pieces.clone().acquire_owned(), if self.goes_ahead => {
+                budget.piece(other.expect("the budget is never closed"), None)
             }
         }
     }
@@ -318,43 +318,35 @@ impl Transfer {
                 on_wait(attempt)
             })
         };
-        let mut stream = policy.fetch(self.source, file, range, on_wait);
-        let mut piece: Option<Piece> = None;
-        while let Some(chunk) = stream.next().await {
-            let mut chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(error) => {
-                    // What came before the error is good: the next attempt begins behind it.
-                    for message in piece.take().map(Ok).into_iter().chain([Err(error)]) {
-                        let _ = pieces.send(message);
+        let mut left = range.end - range.start;
+        let mut reader = policy.fetch(self.source, file, range, on_wait);
+        while left > 0 {
+            let mut piece = if_it_waits(Stage::Memory, &doing, share.piece(&self.budget)).await;
+            while left > 0 && !piece.is_full() {
+                let came = match piece.fill(&mut *reader, left).await {
+                    Ok(came) => came,
+                    Err(error) => {
+                        // What came before the error is good: the next attempt begins behind it.
+                        let good = Some(piece).filter(|piece| piece.length > 0);
+                        for message in good.map(Ok).into_iter().chain([Err(error)]) {
+                            let _ = pieces.send(message);
+                        }
+                        return;
                     }
-                    return;
+                };
+                left -= came as u64;
+                doing.becomes(Stage::Receiving);
+                self.tally.fetched.fetch_add(came as u64, Ordering::Relaxed);
+                if_it_waits(Stage::Queued, &doing, self.demand.has_come(&self.urgency, came as u64)).await;
+                if let Some(bytes_per_second) = self.budget.throughput.count(came) {
+                    self.budget.connections.adapt(bytes_per_second);
                 }
-            };
-            doing.becomes(Stage::Receiving);
-            self.tally.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            if_it_waits(Stage::Queued, &doing, self.demand.has_come(&self.urgency, chunk.len() as u64)).await;
-            if let Some(bytes_per_second) = self.budget.throughput.count(chunk.len()) {
-                self.budget.connections.adapt(bytes_per_second);
             }
-            while !chunk.is_empty() {
-                if piece.is_none() {
-                    piece = Some(if_it_waits(Stage::Memory, &doing, share.piece(&self.budget)).await);
-                }
-                let Some(current) = &mut piece else { break };
-                current.take(&mut chunk);
-                if current.is_full()
-                    && let Some(full) = piece.take()
-                    && pieces.send(Ok(full)).is_err()
-                {
-                    return;
-                }
+            if pieces.send(Ok(piece)).is_err() {
+                return;
             }
         }
         drop(may);
-        if let Some(rest) = piece {
-            let _ = pieces.send(Ok(rest));
-        }
     }
 
     /// The one writer of a file. Runs on a blocking thread.

@@ -41,7 +41,7 @@ impl Source for Directory {
         on_a_blocking_thread(&self.root, move || walk(&reference, root)).await
     }
 
-    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
         let path = PathBuf::from(&file.locator);
         let pin = file.pin.clone().unwrap_or_default();
         let opened = on_a_blocking_thread(&self.root, {
@@ -49,7 +49,7 @@ impl Source for Directory {
             move || open(&path, &pin)
         });
         let start = Reading { file: Arc::new(opened.await?), path, pin, next: range.start, range };
-        Ok(Box::pin(futures::stream::try_unfold(start, async |mut reading| {
+        Ok(Pieces::of(futures::stream::try_unfold(start, async |mut reading| {
             if reading.next == reading.range.end {
                 return Ok(None);
             }

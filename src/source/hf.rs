@@ -423,7 +423,7 @@ impl Hub {
     }
 
     /// Opens a range with one request that follows redirects; the token stays on the Hub.
-    async fn open_at_hub(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn open_at_hub(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
         let (request, _) = self.file_request(file)?;
         let error = match self.http.open_range(request, file.size, range, None).await {
             Ok(body) => return Ok(body.bytes),
@@ -445,7 +445,12 @@ impl Hub {
         Error::Protocol { what: format!("hf://{}/{}", self.repo, file.path), detail }
     }
 
-    async fn open_at(&self, place: &Place, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn open_at(
+        &self,
+        place: &Place,
+        file: &ListedFile,
+        range: Range<u64>,
+    ) -> Result<Box<dyn RangeReader>, Error> {
         let Place::Signed(url) = place else { return self.open_at_hub(file, range).await };
         let (request, _) = self.file_request(file)?;
         let request = Request { url: url.clone(), credential: None, ..request };
@@ -472,7 +477,7 @@ impl Source for Hub {
         Ok(listing)
     }
 
-    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
         if let Some(variable) = self.offline {
             return Err(Error::Offline { what: self.what(), variable });
         }

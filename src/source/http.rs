@@ -4,6 +4,7 @@
 //! back. [`Client::open_range`] gives exactly the bytes of a range or an error. The [`HostGate`] holds back every request
 //! to a host that has said when it may be asked again.
 
+mod direct;
 mod range;
 mod redirect;
 
@@ -18,6 +19,7 @@ use super::gate::{asked_to_wait, authority};
 use super::*;
 use redirect::{redirect_target, without_sensitive};
 
+pub(super) use direct::{Answer, BoxError, DirectBody, DirectClient};
 pub use range::Body;
 pub(super) use redirect::permitted;
 pub use redirect::{MAX_LOCATION_BYTES, MAX_REDIRECTS};
@@ -31,6 +33,8 @@ const MAX_QUOTED_CHARS: usize = 200;
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For the bytes of files.
+    direct: Arc<DirectClient>,
     gate: Arc<HostGate>,
     /// Longest wait for the head of an answer.
     answer_timeout: Duration,
@@ -38,7 +42,10 @@ pub struct Client {
     stall_timeout: Duration,
 }
 
-/// How long a connection that nobody uses is kept for the next request. It keeps its buffers, some 400 KB, so not for long.
+/// Who asks.
+const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
+
+/// How long a connection that nobody uses is kept for the next request. It may keep buffers, some 400 KB, so not for long.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(10);
 
 /// What authenticates a request. Goes only to the origin (scheme, host and port) of [`Request::url`].
@@ -124,7 +131,9 @@ impl Request {
 
 /// The head of an answer, and its body still to be read.
 pub struct Response {
+    /// Without the body, if that is direct.
     inner: reqwest::Response,
+    direct: Option<Box<DirectBody>>,
     url: Url,
     /// The checked target of a redirect that was not followed.
     redirect: Option<Url>,
@@ -144,6 +153,7 @@ impl Client {
             .map_err(|e| Error::Misconfigured { what: "https://".into(), detail: deepest(&e) })?;
         Ok(Client {
             http,
+            direct: Arc::new(DirectClient::new(config.connect_timeout, Vec::new())),
             gate: Arc::default(),
             answer_timeout: config.connect_timeout + config.stall_timeout,
             stall_timeout: config.stall_timeout,
@@ -165,6 +175,8 @@ impl Client {
             headers.insert(header::AUTHORIZATION, credential.value);
         }
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // The bytes of a file are many; all other bodies are small.
+        let directly = range.is_some() && method == Method::GET;
         if let Some(range) = range {
             let value = format!("bytes={}-{}", range.start, range.end - 1);
             headers.insert(header::RANGE, value.parse().expect("a range is a header"));
@@ -173,10 +185,10 @@ impl Client {
         for _ in 0..=MAX_REDIRECTS {
             let host = authority(&at);
             self.gate.wait(&host).await;
-            let sent = self.http.request(method.clone(), at.clone()).headers(headers.clone()).send();
-            let inner = match timeout(self.answer_timeout, sent).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(e)) => return Err(unreachable(&what, &host, e)),
+            let sent = self.exchange(&method, &at, &headers, directly);
+            let (inner, direct) = match timeout(self.answer_timeout, sent).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(e)) => return Err(unreachable(&what, &host, &*e)),
                 Err(_) => {
                     let detail = format!("no answer for {} s", self.answer_timeout.as_secs());
                     return Err(Error::Unreachable { host, step: Step::Timeout, detail });
@@ -209,6 +221,7 @@ impl Client {
                 redirect => {
                     return Ok(Response {
                         inner,
+                        direct,
                         url: at,
                         redirect,
                         what,
@@ -221,6 +234,30 @@ impl Client {
             }
         }
         Err(Error::Redirect { what, host: authority(&at), why: "there are more than 10 redirects" })
+    }
+
+    /// One request and its answer; with the body apart from it, if that is direct.
+    async fn exchange(
+        &self,
+        method: &Method,
+        at: &Url,
+        headers: &HeaderMap,
+        directly: bool,
+    ) -> Result<(reqwest::Response, Option<Box<DirectBody>>), BoxError> {
+        if directly
+            && let Ok(uri) = at.as_str().parse()
+            && self.direct.reaches(&uri)
+        {
+            return Ok(match self.direct.get(&uri, headers).await? {
+                Answer::Direct(answer) => {
+                    let (head, body) = answer.into_parts();
+                    (hyper::Response::from_parts(head, "").into(), Some(body))
+                }
+                Answer::Through(answer) => (answer.map(reqwest::Body::wrap).into(), None),
+            });
+        }
+        let sent = self.http.request(method.clone(), at.clone()).headers(headers.clone()).send().await;
+        Ok((sent.map_err(reqwest::Error::without_url)?, None))
     }
 }
 
@@ -317,7 +354,7 @@ impl Response {
                     let got = body.len() as u64;
                     return Err(match expected {
                         Some(expected) => Error::Truncated { what: self.what, expected, got },
-                        None => unreachable(&self.what, &authority(&self.url), e),
+                        None => unreachable(&self.what, &authority(&self.url), &e.without_url()),
                     });
                 }
                 Ok(Ok(Some(chunk))) if body.len() + chunk.len() > max => return Err(too_long),
@@ -365,7 +402,7 @@ fn is_strong(etag: &str) -> bool {
 /// as it was sent.
 pub(super) fn builder(connect_timeout: Duration) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
-        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+        .user_agent(USER_AGENT)
         // Followed unseen, a redirect would carry credentials to a host that nobody checked.
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -380,32 +417,16 @@ pub(super) fn builder(connect_timeout: Duration) -> reqwest::ClientBuilder {
         .tcp_nodelay(true)
 }
 
-fn unreachable(what: &str, host: &str, error: reqwest::Error) -> Error {
-    let error = error.without_url();
-    let mut chain = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
-    while let Some(e) = cause {
-        chain.push_str(&e.to_string().to_ascii_lowercase());
-        chain.push('\n');
-        cause = e.source();
-    }
-    let has = |words: &[&str]| words.iter().any(|word| chain.contains(word));
+/// `error` must not name a URL.
+fn unreachable(what: &str, host: &str, error: &(dyn std::error::Error + 'static)) -> Error {
     // The head of the answer could not be read: reached, but not HTTP.
-    if has(&["invalid http", "message head is too large", "invalid content-length", "unexpected transfer-encoding"]) {
-        return Error::Protocol { what: what.to_owned(), detail: format!("`{host}`: {}", deepest(&error)) };
+    const NOT_HTTP: [&str; 4] =
+        ["invalid http", "message head is too large", "invalid content-length", "unexpected transfer-encoding"];
+    let mut causes = std::iter::successors(Some(error), |e| e.source());
+    if causes.any(|e| NOT_HTTP.iter().any(|words| e.to_string().to_ascii_lowercase().contains(words))) {
+        return Error::Protocol { what: what.to_owned(), detail: format!("`{host}`: {}", deepest(error)) };
     }
-    let step = if has(&["tunnel error", "socks error", "proxy"]) {
-        Step::Proxy
-    } else if error.is_dns() || has(&["dns error", "failed to lookup address"]) {
-        Step::Dns
-    } else if has(&["certificate", "tls", "handshake", "fatal alert", "corrupt message", "invalidmessage"]) {
-        Step::Tls
-    } else if error.is_timeout() {
-        Step::Timeout
-    } else {
-        Step::Connect
-    };
-    Error::Unreachable { host: host.to_owned(), step, detail: deepest(&error) }
+    Error::Unreachable { host: host.to_owned(), step: Step::of(error), detail: deepest(error) }
 }
 
 /// The words of the deepest cause, shortened: the ones above it say only that something below failed.

@@ -15,7 +15,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 
 use super::*;
 use crate::model::{ListingBuilder, MAX_LISTED_FILES, RelPath};
-use connector::{Cause, Refusal};
+use connector::{Apart, Cause, Refusal};
 use setup::Place;
 
 /// Most HEAD requests in flight while a listing is completed.
@@ -286,7 +286,7 @@ impl Source for Bucket {
         listing.finish_by_content().map_err(|e| self.not_listable(e))
     }
 
-    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
         let foreign = || Error::Protocol {
             what: file.path.to_string(),
             detail: "it was listed by another source; pull again".into(),
@@ -321,14 +321,13 @@ impl Source for Bucket {
             let detail = format!("bytes {range:?} were asked for, bytes {:?} are answered", answer.range);
             return Err(Error::Protocol { what, detail });
         }
-        let body = Body {
-            chunks: answer.into_stream(),
-            what,
-            expected: range.end - range.start,
-            got: 0,
-            stall_seconds: self.stall_timeout.as_secs(),
-        };
-        Ok(Box::pin(futures::stream::try_unfold(body, Body::next)))
+        let expected = range.end - range.start;
+        if let Some(body) = answer.extensions.get().and_then(Apart::take) {
+            return body.into_reader(what, expected);
+        }
+        let body =
+            Body { chunks: answer.into_stream(), what, expected, got: 0, stall_seconds: self.stall_timeout.as_secs() };
+        Ok(Pieces::of(futures::stream::try_unfold(body, Body::next)))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
@@ -55,7 +54,7 @@ struct Resumed {
     next: u64,
     range: Range<u64>,
     on_wait: OnWait,
-    open: Option<ByteStream>,
+    open: Option<Box<dyn RangeReader>>,
     /// Failures since the last byte.
     failures: u32,
     /// Failures that brought fewer than [`RetryPolicy::MIN_PROGRESS_BYTES`].
@@ -94,8 +93,14 @@ impl RetryPolicy {
     }
 
     /// The bytes of `range`, resumed where a stream broke or stalled. Ends with the first error that retries cannot mend.
-    pub fn fetch(&self, source: Arc<dyn Source>, file: ListedFile, range: Range<u64>, on_wait: OnWait) -> ByteStream {
-        let start = Resumed {
+    pub fn fetch(
+        &self,
+        source: Arc<dyn Source>,
+        file: ListedFile,
+        range: Range<u64>,
+        on_wait: OnWait,
+    ) -> Box<dyn RangeReader> {
+        Box::new(Resumed {
             policy: self.clone(),
             source,
             file,
@@ -108,19 +113,7 @@ impl RetryPolicy {
             progress: 0,
             waited: Duration::ZERO,
             brought: 0,
-        };
-        Box::pin(futures::stream::unfold(Some(start), async |state| {
-            let mut state = state.filter(|state| state.next < state.range.end)?;
-            loop {
-                let error = match state.piece().await {
-                    Ok(bytes) => return Some((Ok(bytes), Some(state))),
-                    Err(error) => error,
-                };
-                let Some(attempt) = state.failed(error.clone()) else { return Some((Err(error), None)) };
-                let _pause = (state.on_wait)(&attempt);
-                sleep(attempt.wait).await;
-            }
-        }))
+        })
     }
 
     /// How long to wait after so many failures in a row; `None` if asking again is useless.
@@ -137,48 +130,62 @@ impl RetryPolicy {
     }
 }
 
+#[async_trait]
+impl RangeReader for Resumed {
+    async fn read(&mut self, into: &mut [u8]) -> Result<usize, Error> {
+        while self.next < self.range.end {
+            let error = match self.try_read(into).await {
+                Ok(came) => return Ok(came),
+                Err(error) => error,
+            };
+            let Some(attempt) = self.failed(error.clone()) else {
+                self.next = self.range.end;
+                return Err(error);
+            };
+            let _pause = (self.on_wait)(&attempt);
+            sleep(attempt.wait).await;
+        }
+        Ok(0)
+    }
+}
+
 impl Resumed {
-    /// The next piece of the range: not empty, and nothing but the range.
-    async fn piece(&mut self) -> Result<Bytes, Error> {
+    /// The next bytes of the range: at least one, and nothing but the range.
+    async fn try_read(&mut self, into: &mut [u8]) -> Result<usize, Error> {
         let expected = self.range.end - self.range.start;
         let what = || self.file.path.to_string();
-        let stream = match &mut self.open {
-            Some(stream) => stream,
+        let reader = match &mut self.open {
+            Some(reader) => reader,
             None => {
                 (self.waited, self.brought) = (Duration::ZERO, 0);
                 self.open.insert(self.source.fetch(&self.file, self.next..self.range.end).await?)
             }
         };
-        loop {
-            // Only waiting counts: a slow reader of ours is no stall of theirs.
-            let stall_timeout = self.policy.stall_timeout;
-            let began = Instant::now();
-            let piece = timeout(stall_timeout.saturating_sub(self.waited), stream.next()).await;
-            self.waited += began.elapsed();
-            let bytes = match piece {
-                Err(_) => return Err(Error::Stalled { what: what(), seconds: stall_timeout.as_secs() }),
-                Ok(None) => {
-                    let got = self.next - self.range.start;
-                    return Err(Error::Truncated { what: what(), expected, got });
-                }
-                Ok(Some(bytes)) => bytes?,
-            };
-            if bytes.is_empty() {
-                continue;
+        // Only waiting counts: a slow reader of ours is no stall of theirs.
+        let stall_timeout = self.policy.stall_timeout;
+        let began = Instant::now();
+        let read = timeout(stall_timeout.saturating_sub(self.waited), reader.read(into)).await;
+        self.waited += began.elapsed();
+        let came = match read {
+            Err(_) => return Err(Error::Stalled { what: what(), seconds: stall_timeout.as_secs() }),
+            Ok(Ok(0)) => {
+                let got = self.next - self.range.start;
+                return Err(Error::Truncated { what: what(), expected, got });
             }
-            let length = bytes.len() as u64;
-            if length > self.range.end - self.next {
-                return Err(Error::Overlong { what: what(), expected });
-            }
-            self.next += length;
-            self.progress += length;
-            self.brought += length;
-            self.failures = 0;
-            if self.brought >= RetryPolicy::MIN_STALL_BYTES {
-                (self.waited, self.brought) = (Duration::ZERO, 0);
-            }
-            return Ok(bytes);
+            Ok(came) => came?,
+        };
+        let length = came as u64;
+        if length > self.range.end - self.next {
+            return Err(Error::Overlong { what: what(), expected });
         }
+        self.next += length;
+        self.progress += length;
+        self.brought += length;
+        self.failures = 0;
+        if self.brought >= RetryPolicy::MIN_STALL_BYTES {
+            (self.waited, self.brought) = (Duration::ZERO, 0);
+        }
+        Ok(came)
     }
 
     /// Drops the broken stream; the next attempt, unless there is none.
@@ -205,8 +212,9 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
-    use futures::TryStreamExt;
+    use futures::{StreamExt, stream};
 
+    use super::super::reader::collect;
     use crate::model::{ListingBuilder, RelPath};
 
     /// What one call does.
@@ -245,19 +253,17 @@ mod tests {
             }
         }
 
-        async fn fetch(&self, _: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+        async fn fetch(&self, _: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
             self.asked.lock().unwrap().push(range.clone());
             let some = |bytes: u64| range.start..range.end.min(range.start + bytes);
             let turn = self.turns.lock().unwrap().pop_front();
             Ok(match turn {
-                None => Box::pin(futures::stream::iter([piece(range)])),
+                None => Pieces::of(stream::iter([piece(range)])),
                 Some(Turn::Refuse(error)) => return Err(error),
-                Some(Turn::Give(bytes, None)) => Box::pin(futures::stream::iter([piece(some(bytes))])),
-                Some(Turn::Give(bytes, Some(e))) => Box::pin(futures::stream::iter([piece(some(bytes)), Err(e)])),
-                Some(Turn::Hang(bytes)) => {
-                    Box::pin(futures::stream::iter([piece(some(bytes))]).chain(futures::stream::pending()))
-                }
-                Some(Turn::Drip(pause)) => Box::pin(futures::stream::iter(range).then(move |at| async move {
+                Some(Turn::Give(bytes, None)) => Pieces::of(stream::iter([piece(some(bytes))])),
+                Some(Turn::Give(bytes, Some(e))) => Pieces::of(stream::iter([piece(some(bytes)), Err(e)])),
+                Some(Turn::Hang(bytes)) => Pieces::of(stream::iter([piece(some(bytes))]).chain(stream::pending())),
+                Some(Turn::Drip(pause)) => Pieces::of(stream::iter(range).then(move |at| async move {
                     sleep(pause).await;
                     piece(at..at + 1)
                 })),
@@ -296,8 +302,7 @@ mod tests {
         });
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: range.end, checksum: None, pin: None, locator: String::new() };
-        let stream = POLICY.fetch(source.clone(), file, range, on_wait);
-        let bytes = stream.try_collect::<Vec<_>>().await.map(|pieces| pieces.concat());
+        let bytes = collect(POLICY.fetch(source.clone(), file, range, on_wait)).await;
         let (asked, waits) = (source.asked.lock().unwrap().clone(), waits.lock().unwrap().clone());
         Outcome { bytes, asked, waits }
     }
@@ -339,9 +344,8 @@ mod tests {
         source.turns.lock().unwrap().push_back(Turn::Drip(Duration::from_millis(1)));
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: 10, checksum: None, pin: None, locator: String::new() };
-        let mut stream = POLICY.fetch(source.clone(), file, 0..10, Arc::new(|_| Box::new(())));
-        while let Some(bytes) = stream.next().await {
-            bytes.unwrap();
+        let mut reader = POLICY.fetch(source.clone(), file, 0..10, Arc::new(|_| Box::new(())));
+        while reader.read(&mut [0; 16]).await.unwrap() > 0 {
             sleep(POLICY.stall_timeout * 2).await;
         }
         assert_eq!(source.asked.lock().unwrap().len(), 1);
@@ -387,15 +391,16 @@ mod tests {
                 Err(changed())
             }
 
-            async fn fetch(&self, _: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
-                Ok(Box::pin(futures::stream::iter([piece(range.start..range.end + 1)])))
+            async fn fetch(&self, _: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
+                Ok(Pieces::of(stream::iter([piece(range.start..range.end + 1)])))
             }
         }
         let path = RelPath::new("weights").unwrap();
         let file = ListedFile { path, size: 10, checksum: None, pin: None, locator: String::new() };
-        let mut stream = POLICY.fetch(Arc::new(Generous), file, 0..10, Arc::new(|_| Box::new(())));
-        assert!(matches!(stream.next().await, Some(Err(Error::Overlong { expected: 10, .. }))));
-        assert!(stream.next().await.is_none());
+        let mut reader = POLICY.fetch(Arc::new(Generous), file, 0..10, Arc::new(|_| Box::new(())));
+        let mut block = [0; 16];
+        assert!(matches!(reader.read(&mut block).await, Err(Error::Overlong { expected: 10, .. })));
+        assert_eq!(reader.read(&mut block).await, Ok(0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -206,7 +206,7 @@ impl Source for Web {
         if self.is_directory() { self.resolve_directory().await } else { self.resolve_file().await }
     }
 
-    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<ByteStream, Error> {
+    async fn fetch(&self, file: &ListedFile, range: Range<u64>) -> Result<Box<dyn RangeReader>, Error> {
         let what = self.what(file);
         let first_mark = |mark: Option<String>| {
             let mut marks = self.first_marks.lock().unwrap_or_else(PoisonError::into_inner);

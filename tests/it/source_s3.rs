@@ -382,13 +382,21 @@ async fn s3_counts_a_body_against_the_range() {
         ("a", |e| matches!(e, Error::Truncated { expected: 2, got: 1, .. })),
     ] {
         let page = listing_of("m/a", 4, Some("&quot;e&quot;"));
-        let double = BucketDouble::start(vec![answer(200, &[], &page), answer(206, &head, body)]).await;
-        let source = open(signed(&double.endpoint), "s3://bucket/m").unwrap();
-        let listing = source.resolve().await.unwrap();
-        let stream = source.fetch(&listing.files()[0], 0..2).await.unwrap();
-        let error = collect(stream).await.unwrap_err();
+        let twice = || [answer(200, &[], &page), answer(206, &head, body)];
+        let double = BucketDouble::start(twice().into_iter().chain(twice()).collect()).await;
+        let direct = fetch_two(signed(&double.endpoint)).await.unwrap_err();
+        assert!(matches!(direct, Error::Protocol { .. }), "{body}: {direct}");
+        let proxied = with(signed("http://s3.invalid:9000"), &[("HTTP_PROXY", &double.endpoint)]);
+        let error = fetch_two(proxied).await.unwrap_err();
         assert!(is_expected(&error), "{body}: {error}");
     }
+}
+
+/// The first two bytes of the only object.
+async fn fetch_two(environment: Environment) -> Result<Vec<u8>, Error> {
+    let source = open(environment, "s3://bucket/m")?;
+    let listing = source.resolve().await?;
+    collect(source.fetch(&listing.files()[0], 0..2).await?).await
 }
 
 #[tokio::test]
@@ -415,10 +423,10 @@ async fn s3_gives_up_a_body_that_stands_still() {
         }
         std::future::pending::<()>().await;
     });
-    let config = SourceConfig { stall_timeout: Duration::from_millis(100), ..SourceConfig::default() };
-    let source = Sources::new(config, signed(&endpoint)).open(&"s3://bucket/m".parse().unwrap()).unwrap();
+    let source = open(signed(&endpoint), "s3://bucket/m").unwrap();
     let listing = source.resolve().await.unwrap();
-    let body = source.fetch(&listing.files()[0], 0..4).await.unwrap();
+    let policy = RetryPolicy { attempts: 1, stall_timeout: Duration::from_millis(100), ..RetryPolicy::default() };
+    let body = policy.fetch(source, listing.files()[0].clone(), 0..4, Arc::new(|_| Box::new(())));
     let error = collect(body).await.unwrap_err();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
     server.abort();

@@ -51,8 +51,7 @@ async fn try_out(sources: &Sources, reference: &ModelRef) -> Result<Listing, Err
     let listing = source.resolve().await?;
     if let Some(file) = listing.files().iter().filter(|file| file.size > 0).min_by_key(|file| file.size) {
         // What is not marked comes in one answer, and the rest of it is not waited for.
-        let mut bytes = source.fetch(file, 0..1).await?;
-        bytes.next().await.transpose()?;
+        source.fetch(file, 0..1).await?.read(&mut [0]).await?;
     }
     Ok(listing)
 }

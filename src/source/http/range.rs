@@ -7,7 +7,7 @@ use super::*;
 /// An open range.
 pub struct Body {
     /// Exactly the bytes of the range, or an error.
-    pub bytes: ByteStream,
+    pub bytes: Box<dyn RangeReader>,
     /// The mark of the file they are from, as [`Response::mark`] gives it.
     pub mark: Option<String>,
 }
@@ -111,7 +111,11 @@ impl Client {
             }
         }
         let mark = response.mark();
-        Ok(Body { bytes: exactly(response.inner, what, expected), mark })
+        let bytes: Box<dyn RangeReader> = match response.direct {
+            Some(body) => body.into_reader(what, expected)?,
+            None => exactly(response.inner, what, expected),
+        };
+        Ok(Body { bytes, mark })
     }
 }
 
@@ -154,9 +158,9 @@ impl ContentRange {
 }
 
 /// Counts a body: `expected` bytes, or an error, and never a byte more.
-fn exactly(response: reqwest::Response, what: String, expected: u64) -> ByteStream {
+fn exactly(response: reqwest::Response, what: String, expected: u64) -> Box<dyn RangeReader> {
     let start = Some((response, 0u64));
-    Box::pin(futures::stream::unfold(start, move |state| {
+    Pieces::of(futures::stream::unfold(start, move |state| {
         let what = what.clone();
         async move {
             let (mut response, got) = state.filter(|(_, got)| *got < expected)?;
@@ -183,8 +187,7 @@ fn exactly(response: reqwest::Response, what: String, expected: u64) -> ByteStre
 
 #[cfg(test)]
 mod tests {
-    use futures::TryStreamExt;
-
+    use super::super::super::reader::collect;
     use super::super::tests::{answer, client, server, url};
     use super::*;
 
@@ -204,7 +207,7 @@ mod tests {
         let (port, _) = server(move |_| answer.clone()).await;
         let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
         let body = client().open_range(request, 8, 2..5, pin).await?;
-        body.bytes.try_fold(Vec::new(), async |all, chunk| Ok([all, chunk.to_vec()].concat())).await
+        collect(body.bytes).await
     }
 
     #[tokio::test]
@@ -261,7 +264,7 @@ mod tests {
         let (port, _) = server(|_| answer(200, "ETag: \"v1\"\r\n", "abcdefgh")).await;
         let request = Request::get(url(&format!("http://127.0.0.1:{port}/")), "x");
         let body = client().open_range(request.clone(), 8, 0..8, Some("\"v1\"")).await.unwrap();
-        assert_eq!(body.bytes.try_collect::<Vec<_>>().await.unwrap().concat(), b"abcdefgh");
+        assert_eq!(collect(body.bytes).await.unwrap(), b"abcdefgh");
         let error = client().open_range(request, 9, 0..9, None).await.unwrap_err();
         assert!(matches!(error, Error::Changed { .. }), "{error}");
     }

@@ -1,17 +1,21 @@
 //! How `object_store` sends a request: behind the [`HostGate`], without redirects, and with typed refusals.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
+use http_body_util::BodyExt;
 use object_store::ClientOptions;
 use object_store::client::{
-    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
+    HttpService,
 };
-use reqwest::header::{CONTENT_TYPE, LOCATION};
+use reqwest::header::{CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Certificate, Method, NoProxy, Proxy};
+use rustls::pki_types::CertificateDer;
 
 use super::super::*;
+use http::{Answer, DirectBody, DirectClient};
 
 /// How much of a refusal's body is read for its code, in bytes.
 const MAX_REFUSAL_BYTES: usize = 8 * 1024;
@@ -28,7 +32,7 @@ pub(super) struct Connector {
     pub(super) gate: Arc<HostGate>,
     pub(super) connect_timeout: Duration,
     pub(super) stall_timeout: Duration,
-    pub(super) certificates: Vec<Certificate>,
+    pub(super) certificates: Vec<CertificateDer<'static>>,
     pub(super) proxies: Vec<Proxy>,
     /// Set when a host gave us a credential that the environment does not hold.
     pub(super) was_given_credential: Arc<AtomicBool>,
@@ -116,14 +120,17 @@ impl HttpConnector for Connector {
         let mut builder = http::builder(connect_timeout)
             .https_only(!allow_http)
             .read_timeout(self.stall_timeout)
-            .tls_certs_merge(self.certificates.iter().cloned())
+            .tls_certs_merge(self.certificates.iter().filter_map(|der| Certificate::from_der(der).ok()))
             .no_proxy();
         for proxy in &self.proxies {
             builder = builder.proxy(proxy.clone());
         }
         let http = builder.build().map_err(|e| object_store::Error::Generic { store: "TLS", source: Box::new(e) })?;
+        let direct = DirectClient::new(connect_timeout, self.certificates.clone());
         Ok(HttpClient::new(Requests {
             http,
+            direct: self.proxies.is_empty().then_some(direct),
+            stall_timeout: self.stall_timeout,
             host: self.host.clone(),
             bucket: self.bucket.clone(),
             gate: self.gate.clone(),
@@ -134,6 +141,9 @@ impl HttpConnector for Connector {
 
 struct Requests {
     http: reqwest::Client,
+    /// For the bytes of objects, unless there is a proxy.
+    direct: Option<DirectClient>,
+    stall_timeout: Duration,
     host: String,
     bucket: String,
     gate: Arc<HostGate>,
@@ -163,13 +173,19 @@ impl HttpService for Requests {
         // With this answer the metadata service sends its clients to its older version.
         let may_be_refused = request.method() == Method::PUT && request.uri().path() == "/latest/api/token";
         self.gate.wait(&host).await;
-        let response = match HttpService::call(&self.http, request).await {
+        // The bytes of an object are many; all other bodies are small.
+        let is_of_bytes = for_the_bucket && request.method() == Method::GET && request.headers().contains_key(RANGE);
+        let answered = match &self.direct {
+            Some(direct) if is_of_bytes => get_directly(direct, request, self.stall_timeout).await,
+            _ => HttpService::call(&self.http, request).await,
+        };
+        let response = match answered {
             Ok(response) => response,
             Err(error) => {
                 let kind = error.kind();
                 let detail = http::deepest(&error);
                 let cause = if for_the_bucket {
-                    Cause::Unreachable { host, step: step_of(&error), detail }
+                    Cause::Unreachable { host, step: Step::of(&error), detail }
                 } else {
                     Cause::NoCredential { host, detail }
                 };
@@ -200,6 +216,37 @@ impl HttpService for Requests {
         };
         Err(HttpError::new(HttpErrorKind::Unknown, cause))
     }
+}
+
+/// A body that is still in its connection, beside an answer that has none: a store knows nothing of such bodies.
+#[derive(Clone)]
+pub(super) struct Apart(Arc<Mutex<Option<Box<DirectBody>>>>);
+
+impl Apart {
+    /// The body, once.
+    pub(super) fn take(&self) -> Option<Box<DirectBody>> {
+        self.0.lock().expect("no panic while a body is taken").take()
+    }
+}
+
+async fn get_directly(
+    direct: &DirectClient,
+    request: HttpRequest,
+    answer_timeout: Duration,
+) -> Result<HttpResponse, HttpError> {
+    let failed = |error: http::BoxError| HttpError::new_boxed(HttpErrorKind::Request, error);
+    let answer = tokio::time::timeout(answer_timeout, direct.get(request.uri(), request.headers())).await;
+    let answer = answer.map_err(|_| failed(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?;
+    Ok(match answer.map_err(failed)? {
+        Answer::Direct(answer) => {
+            let (mut head, body) = answer.into_parts();
+            head.extensions.insert(Apart(Arc::new(Mutex::new(Some(body)))));
+            HttpResponse::from_parts(head, Bytes::new().into())
+        }
+        Answer::Through(answer) => {
+            answer.map(|body| HttpResponseBody::new(body.map_err(|e| HttpError::new(HttpErrorKind::Interrupted, e))))
+        }
+    })
 }
 
 impl Refusal {
@@ -241,22 +288,6 @@ fn word(text: &str) -> Option<String> {
     plain.then(|| text.to_owned())
 }
 
-fn step_of(error: &HttpError) -> Step {
-    let words: String = chain(error).map(|e| e.to_string().to_ascii_lowercase()).collect::<Vec<_>>().join("\n");
-    let has = |marks: &[&str]| marks.iter().any(|mark| words.contains(mark));
-    if has(&["tunnel error", "socks error", "proxy"]) {
-        Step::Proxy
-    } else if has(&["dns error", "failed to lookup address"]) {
-        Step::Dns
-    } else if has(&["certificate", "tls", "handshake", "fatal alert", "corrupt message", "invalidmessage"]) {
-        Step::Tls
-    } else if error.kind() == HttpErrorKind::Timeout || has(&["timed out"]) {
-        Step::Timeout
-    } else {
-        Step::Connect
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +306,8 @@ mod tests {
     fn requests_that_are_not_for_the_bucket_ask_for_credentials() {
         let requests = Requests {
             http: reqwest::Client::new(),
+            direct: None,
+            stall_timeout: Duration::ZERO,
             host: "s3.example.com:9000".into(),
             bucket: "models".into(),
             gate: Arc::default(),

@@ -10,7 +10,8 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
-use reqwest::Certificate;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use url::Url;
 
 use super::super::*;
@@ -86,7 +87,7 @@ impl Shared<'_> {
         for variable in ca_variables {
             if let Some(file) = self.environment.get(variable) {
                 let pem = std::fs::read(file).map_err(|e| format!("`{variable}` names `{file}`: {e}"))?;
-                let found = Certificate::from_pem_bundle(&pem).unwrap_or_default();
+                let found: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().unwrap_or_default();
                 if found.is_empty() {
                     return Err(format!("`{variable}` names `{file}`, which holds no PEM certificate"));
                 }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::TryStreamExt;
 use larder::fault::{Code, Diagnose};
 use larder::model::{Digester, ListedFile, Listing, ModelRef, Verified};
-use larder::source::{Environment, Error, OnWait, RetryPolicy, Source, SourceConfig, Sources};
+use larder::source::{Environment, Error, OnWait, RangeReader, RetryPolicy, Source, SourceConfig, Sources};
 
 /// The model that [`Origin::reference`] holds when [`holds`] begins.
 pub(crate) const FILES: [(&str, &[u8]); 3] =
@@ -143,14 +142,13 @@ pub(crate) async fn fetch_whole(source: &Arc<dyn Source>, file: &ListedFile) -> 
     collect(policy.fetch(source.clone(), file.clone(), 0..file.size, quiet)).await
 }
 
-/// All bytes of a stream.
-pub(crate) async fn collect(stream: larder::source::ByteStream) -> Result<Vec<u8>, Error> {
-    stream
-        .try_fold(Vec::new(), async |mut all, chunk| {
-            Ok({
-                all.extend_from_slice(&chunk);
-                all
-            })
-        })
-        .await
+/// All bytes that come.
+pub(crate) async fn collect(mut reader: Box<dyn RangeReader>) -> Result<Vec<u8>, Error> {
+    let (mut all, mut block) = (Vec::new(), vec![0; 1 << 16]);
+    loop {
+        match reader.read(&mut block).await? {
+            0 => return Ok(all),
+            came => all.extend_from_slice(&block[..came]),
+        }
+    }
 }
