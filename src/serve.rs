@@ -22,7 +22,6 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -287,12 +286,12 @@ pub async fn listen(listener: Listener, router: Router, frames: Option<Frames>, 
                                 () = shutdown.cancelled() => None,
                             };
                             match spoken {
-                                Some(Spoken::Frames) => {
+                                Some((Spoken::Frames, seen)) => {
                                     // It may last for days, and has a place of its own.
                                     drop(permit);
-                                    frames.answer(stream).await;
+                                    frames.answer(stream, seen).await;
                                 }
-                                Some(Spoken::Http) => answer(stream, router, shutdown).await,
+                                Some((Spoken::Http, _)) => answer(stream, router, shutdown).await,
                                 None => {}
                             }
                         }
@@ -332,7 +331,8 @@ async fn accept(listener: &Listener) -> io::Result<Stream> {
 async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router, shutdown: CancellationToken) {
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(HEAD_SECONDS));
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    // On the heap: it is some kilobytes, which a connection of frames would carry along for nothing.
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = shutdown.cancelled() => {

@@ -302,7 +302,7 @@ impl Ledger {
             None => *facts.current.get(&reference.to_string())?,
         };
         let record = facts.models.get(&id).cloned()?;
-        let held = held(record.id());
+        let held = held(id);
         facts.leases.insert(held.clone());
         Some((record, held))
     }
@@ -344,8 +344,7 @@ impl Ledger {
     /// Leases on a version, and whether a pin keeps it.
     pub(super) fn uses_of(&self, id: ModelId) -> (u64, bool) {
         let facts = self.facts();
-        let leases = facts.leases.on(id).filter(|held| !held.is_over()).count();
-        (leases as u64, facts.pin_of(id).is_some())
+        (facts.leases.count_on(id) as u64, facts.pin_of(id).is_some())
     }
 
     /// Start-up: there is a lease or a pin that cannot be read.
@@ -384,6 +383,11 @@ impl Ledger {
     pub(super) fn current(&self, reference: &ModelRef) -> Option<Arc<Record>> {
         let facts = self.facts();
         facts.current.get(&reference.to_string()).and_then(|id| facts.models.get(id)).cloned()
+    }
+
+    /// Whether a reference means this version now.
+    pub(super) fn is_current(&self, reference: &ModelRef, id: ModelId) -> bool {
+        self.facts().current.get(&reference.to_string()) == Some(&id)
     }
 
     /// One version.
@@ -454,13 +458,13 @@ impl Ledger {
     /// selection of it, because an unmodified reader knows no selections.
     pub(super) fn hub_target(&self, repo: &str, revision: &str) -> Option<RelPath> {
         let facts = self.facts();
-        let names = |r: &&Arc<Record>| match r.reference.location() {
+        let names = |r: &Arc<Record>| match r.reference.location() {
             Location::Hub { repo: its, revision: at, .. } => its == repo && at == revision,
             _ => false,
         };
-        let models = facts.models.values().filter(|r| !facts.broken.contains_key(&r.id()));
-        let best = models.filter(names).max_by_key(|r| (!r.reference.is_partial(), r.sequence));
-        best.map(|r| r.snapshot.clone())
+        let models = facts.models.iter().filter(|(id, r)| names(r) && !facts.broken.contains_key(id));
+        let best = models.max_by_key(|(_, r)| (!r.reference.is_partial(), r.sequence));
+        best.map(|(_, r)| r.snapshot.clone())
     }
 
     /// Holds a blob if it is here.

@@ -160,15 +160,15 @@ impl Cache {
 
     /// The same that a list says of it.
     pub(super) fn info_now(&self, record: &Record) -> ModelInfo {
-        let current = self.0.ledger.current(&record.reference).is_some_and(|current| current.id() == record.id());
-        self.info(record, current)
+        self.info(record, self.0.ledger.is_current(&record.reference, record.id()))
     }
 
     pub(super) fn info(&self, record: &Record, current: bool) -> ModelInfo {
-        let (leases, pinned) = self.0.ledger.uses_of(record.id());
-        let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_use(record.id()).opened_ms);
+        let id = record.id();
+        let (leases, pinned) = self.0.ledger.uses_of(id);
+        let opened = self.0.hands.as_ref().and_then(|hands| hands.index.last_use(id).opened_ms);
         ModelInfo {
-            id: record.id().to_string(),
+            id: id.to_string(),
             reference: record.reference.to_string(),
             version: record.version.clone(),
             manifest: record.manifest.to_string(),

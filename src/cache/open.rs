@@ -207,12 +207,12 @@ impl Cache {
     /// A version is handed out.
     fn used(&self, reference: &ModelRef, record: &Arc<Record>) -> ModelInfo {
         self.0.metrics.opened(true);
+        let id = record.id();
         if let Some(hands) = &self.0.hands {
-            hands.index.opened(record.id(), now_ms());
+            hands.index.opened(id, now_ms());
         }
         self.warm_on_open(record);
-        let current = self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id());
-        self.info(record, current)
+        self.info(record, self.0.ledger.is_current(reference, id))
     }
 
     pub(super) fn why_not_open(&self, reference: &ModelRef) -> Error {

@@ -145,7 +145,7 @@ impl Cache {
             if let Some(file) = self.first_lacking(manifest)? {
                 self.0.ledger.lacks(record.id(), &file);
                 let reference = &record.reference;
-                if self.0.ledger.current(reference).is_some_and(|current| current.id() == record.id()) {
+                if self.0.ledger.is_current(reference, record.id()) {
                     return Err(self.pull_again(reference, &file));
                 }
                 // Its source is not asked for former versions.

@@ -114,13 +114,14 @@ struct Keeper {
 }
 
 enum Connection {
-    Open(UnixStream),
+    Open(Arc<UnixStream>),
     Closed,
 }
 
 impl Keeper {
     fn start(socket: PathBuf, asked: OpenFiles, stream: UnixStream, lease: LeaseNow) -> io::Result<Keeper> {
-        let connection = Arc::new(Mutex::new(Connection::Open(stream.try_clone()?)));
+        let stream = Arc::new(stream);
+        let connection = Arc::new(Mutex::new(Connection::Open(stream.clone())));
         let (alive, closed) = mpsc::channel();
         let held = connection.clone();
         let keep = move || keep(&socket, &asked, stream, &lease, &held, &closed);
@@ -142,13 +143,13 @@ impl Drop for Keeper {
 fn keep(
     socket: &Path,
     asked: &OpenFiles,
-    mut stream: UnixStream,
+    mut stream: Arc<UnixStream>,
     lease: &LeaseNow,
     held: &Mutex<Connection>,
     closed: &mpsc::Receiver<()>,
 ) {
     loop {
-        wait_for_end(&mut stream);
+        wait_for_end(&stream);
         *lease.lock().expect("no panic while the lease is held") = None;
         let mut pauses = Pauses::up_to(LONGEST_KEEPER_PAUSE);
         let (delivered, again) = loop {
@@ -161,12 +162,12 @@ fn keep(
                 Err(failed) => return failed.warn(asked),
             }
         };
-        let Ok(clone) = again.try_clone() else { return };
+        let again = Arc::new(again);
         let mut held = held.lock().expect("no panic while the connection is held");
         match &mut *held {
             // It was closed meanwhile.
             Connection::Closed => return,
-            Connection::Open(old) => *old = clone,
+            Connection::Open(old) => *old = again.clone(),
         }
         stream = again;
         *lease.lock().expect("no panic while the lease is held") = Some(delivered.opened.lease);
@@ -174,7 +175,7 @@ fn keep(
 }
 
 /// Nothing more is said on a connection that is a lease, but it ends.
-fn wait_for_end(stream: &mut UnixStream) {
+fn wait_for_end(mut stream: &UnixStream) {
     let mut nothing = [0; 1024];
     let _ = stream.set_read_timeout(None);
     loop {

@@ -152,6 +152,9 @@ impl ModelRef {
     /// Reads a location text, and adds the patterns to those it carries.
     pub fn parse_with(text: &str, include: &[String], exclude: &[String]) -> Result<ModelRef, ReferenceError> {
         let bare: ModelRef = text.parse()?;
+        if include.is_empty() && exclude.is_empty() {
+            return Ok(bare);
+        }
         let joined = |own: &[String], more: &[String]| own.iter().chain(more).cloned().collect::<Vec<_>>();
         let selection =
             Selection::new(&joined(bare.selection.include(), include), &joined(bare.selection.exclude(), exclude))?;

@@ -26,6 +26,7 @@ use crate::cache::Cache;
 use crate::fault::{Code, Problem};
 use crate::wire::frame::{self, Answer, MAX_ANSWER_BYTES};
 use crate::wire::http::ProblemBody;
+use line::READ_BYTES;
 use session::{Asker, Session};
 
 pub use limits::{MAX_POD_CONNECTIONS, most_connections, raise_descriptor_limit};
@@ -78,15 +79,16 @@ impl Frames {
         place
     }
 
-    /// Answers requests until the other side ends, breaks the protocol, or the daemon shuts down.
-    pub(super) async fn answer(self, stream: UnixStream) {
+    /// Answers requests, whose first bytes [`spoken`] has seen, until the other side ends, breaks the protocol, or the daemon
+    /// shuts down.
+    pub(super) async fn answer(self, stream: UnixStream, seen: Vec<u8>) {
         if let Some(place) = self.place_for(&stream) {
-            self.converse(stream, Asker::Node, place).await;
+            self.converse(stream, seen, Asker::Node, place).await;
         }
     }
 
-    async fn converse(self, stream: UnixStream, asker: Asker, place: OwnedSemaphorePermit) {
-        Session::new(stream, asker, self).run().await;
+    async fn converse(self, stream: UnixStream, seen: Vec<u8>, asker: Asker, place: OwnedSemaphorePermit) {
+        Session::new(stream, seen, asker, self).run().await;
         drop(place);
     }
 }
@@ -100,17 +102,18 @@ pub(super) enum Spoken {
     Http,
 }
 
-/// Waits for the first byte, and leaves it where it is. `None`: there will be none, or none came in time.
-pub(super) async fn spoken(stream: &UnixStream) -> Option<Spoken> {
+/// Waits for the first bytes, and leaves them where they are; a copy of them too, which most often is the whole request.
+/// `None`: there will be none, or none came in time.
+pub(super) async fn spoken(stream: &UnixStream) -> Option<(Spoken, Vec<u8>)> {
     let peek = || {
-        let mut first = [0; 1];
-        match recv(stream, &mut first[..], RecvFlags::PEEK)? {
-            (_, 0) => Ok(None),
-            _ => Ok(Some(if first[0] == 0 { Spoken::Frames } else { Spoken::Http })),
-        }
+        let mut buffer = [0; READ_BYTES];
+        let (_, seen) = recv(stream, &mut buffer[..], RecvFlags::PEEK)?;
+        Ok(buffer[..seen].to_vec())
     };
     let first = stream.async_io(Interest::READABLE, peek);
-    tokio::time::timeout(Duration::from_secs(HEAD_SECONDS), first).await.unwrap_or(Ok(None)).unwrap_or(None)
+    let seen = tokio::time::timeout(Duration::from_secs(HEAD_SECONDS), first).await.ok()?.ok()?;
+    let spoken = if *seen.first()? == 0 { Spoken::Frames } else { Spoken::Http };
+    Some((spoken, seen))
 }
 
 /// What is said when a request is not granted.

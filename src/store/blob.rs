@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::io::{self, allocated_bytes, look_at};
-use super::{Error, Volume, sizes_differ};
+use super::{Error, Volume, layout, sizes_differ};
 use crate::model::Digest;
 use crate::wire::guard::SoleLease;
 use crate::wire::residency;
@@ -127,8 +127,9 @@ impl Volume {
     /// known, [`Error::Unproven`]: ask [`Volume::prove`].
     pub fn open_blob(&self, digest: Digest, size: u64) -> Result<File, Error> {
         let Some(window) = &self.window else { return self.read_blob(digest, size) };
-        let path = self.layout.blob(digest);
-        let Some(file) = window.open_blob(digest)? else {
+        let name = layout::blob_name(digest);
+        let path = self.layout.blobs().join(&name);
+        let Some(file) = window.open_blob(&name)? else {
             return Err(Error::Corrupt { verb: "open", noun: "blob", path, found: "it is missing".into() });
         };
         // The size of a blob is one with its bytes.

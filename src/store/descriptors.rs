@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::Error;
 use super::io::{failed, patiently};
-use super::{Error, layout};
-use crate::model::Digest;
 use crate::wire::guard::make_read_only;
 
 /// What keeps a reader from writing through a descriptor it was given.
@@ -55,11 +54,10 @@ impl Window {
         &self.descriptors
     }
 
-    /// Opens a blob, with an open file description of its own; `None` when it is not here.
-    pub(super) fn open_blob(&self, digest: Digest) -> Result<Option<File>, Error> {
-        let name = layout::blob_name(digest);
+    /// Opens the blob of this name, with an open file description of its own; `None` when it is not here.
+    pub(super) fn open_blob(&self, name: &str) -> Result<Option<File>, Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match patiently(|| Ok(openat(&self.dir, &name, flags, Mode::empty())?)) {
+        match patiently(|| Ok(openat(&self.dir, name, flags, Mode::empty())?)) {
             Ok(file) => Ok(Some(File::from(file))),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(e) => Err(failed("open", &self.path.join(name), e)),
@@ -85,6 +83,7 @@ fn why_not(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Digest;
     use crate::store::Volume;
     use crate::store::ingest::tests::stored;
     use std::fs;

@@ -119,7 +119,8 @@ pub enum Answer {
     Files {
         /// The files.
         files: Vec<ModelFile>,
-        /// How many descriptors came with the first byte of this frame: as many as files, in their order, or none.
+        /// How many descriptors came with the first byte of this frame, or of the [`Answer::Opened`] it was sent with: as
+        /// many as files, in their order, or none.
         descriptors: usize,
     },
     /// A lease has ended.
@@ -187,7 +188,9 @@ pub enum BadFrame {
 
 /// A message as a frame. `None` if it is longer than `most` bytes.
 pub fn encode(message: &impl Serialize, most: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; HEADER_BYTES];
+    // Enough for most messages, so that it need not grow.
+    let mut bytes = Vec::with_capacity(1024);
+    bytes.extend([0; HEADER_BYTES]);
     // Strings, numbers and lists: they always serialise.
     serde_json::to_writer(&mut bytes, message).ok()?;
     let length = bytes.len() - HEADER_BYTES;

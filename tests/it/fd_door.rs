@@ -1,7 +1,7 @@
 //! The socket door: a cache in this process that hands out its files, to the client library and to clients that keep no
 //! rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use futures::future::try_join_all;
 use larder::fault::Code;
 use larder::serve::fd::raise_descriptor_limit;
 use larder::telemetry::metrics::LeaseCounts;
-use larder::wire::frame::{MAX_BATCH_FILES, MAX_REQUEST_BYTES};
+use larder::wire::frame::{
+    Decoder, MAX_ANSWER_BYTES, MAX_BATCH_FILES, MAX_REQUEST_BYTES, decode, receive_with_descriptors,
+};
 use larder::wire::http::{HolderKind, LeaseTerms};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use super::support::frames::{FrameDoor, RawFrames, frame};
@@ -106,6 +108,22 @@ async fn every_file_of_a_model_is_handed_out_without_a_copy() {
         assert_eq!((handed.dev(), handed.ino()), (local.dev(), local.ino()), "{path} was copied");
     }
     assert_eq!(model.file("nothing").unwrap_err().code, Code::FileNotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_opened_and_its_first_files_come_at_once() {
+    let scene = Scene::local().await;
+    let mut client = UnixStream::connect(scene.door.socket()).await.unwrap();
+    client.write_all(&frame(&scene.open().to_string())).await.unwrap();
+    let (mut buffer, mut came) = ([0; 16 * 1024], VecDeque::new());
+    let receive = || receive_with_descriptors(client.as_fd(), &mut buffer, &mut came);
+    let received = client.async_io(Interest::READABLE, receive).await.unwrap();
+    let (mut bytes, mut decoder) = (&buffer[..received], Decoder::new(MAX_ANSWER_BYTES));
+    let mut hear = || decode::<Value>(&decoder.take(&mut bytes).unwrap().expect("a whole frame")).unwrap();
+    let (opened, files) = (hear(), hear());
+    assert_eq!((&opened["type"], &opened["files"]), (&json!("opened"), &json!(3)));
+    assert_eq!((&files["type"], &files["descriptors"]), (&json!("files"), &json!(3)));
+    assert_eq!((bytes, came.len()), (&[][..], 3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

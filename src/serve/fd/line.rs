@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ const REQUEST_SECONDS: u64 = 30;
 const STALL_SECONDS: u64 = 10;
 
 /// Most bytes that are read at once.
-const READ_BYTES: usize = 4096;
+pub(super) const READ_BYTES: usize = 4096;
 
 /// One connection.
 pub(super) struct Line {
@@ -27,6 +28,9 @@ pub(super) struct Line {
     decoder: Decoder,
     /// Bytes after the end of a frame.
     unread: Vec<u8>,
+    /// How many of the bytes that were given to us the socket still has. They are taken from it when the answer is out: taking
+    /// them makes room in the socket, for which the kernel wakes whoever waits on the other side for something else.
+    untaken: usize,
     /// When the request that is under way must be whole.
     due: Option<Instant>,
 }
@@ -58,9 +62,10 @@ pub(super) enum Over {
 }
 
 impl Line {
-    pub(super) fn new(stream: UnixStream) -> Line {
+    /// On which these bytes were seen, and not taken.
+    pub(super) fn new(stream: UnixStream, seen: Vec<u8>) -> Line {
         let due = Some(Instant::now() + Duration::from_secs(REQUEST_SECONDS));
-        Line { stream, decoder: Decoder::new(MAX_REQUEST_BYTES), unread: Vec::new(), due }
+        Line { stream, decoder: Decoder::new(MAX_REQUEST_BYTES), untaken: seen.len(), unread: seen, due }
     }
 
     /// What is at the other end, in words.
@@ -105,6 +110,7 @@ impl Line {
     }
 
     async fn read(&mut self) -> Result<(), Over> {
+        self.take_seen();
         let Line { stream, unread, .. } = self;
         stream.readable().await?;
         let mut buffer = [0; READ_BYTES];
@@ -117,6 +123,17 @@ impl Line {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
             Err(e) if e.kind() == ErrorKind::ConnectionReset => Err(Over::Gone),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes from the socket what was only looked at.
+    fn take_seen(&mut self) {
+        while self.untaken > 0 {
+            let mut buffer = [0; READ_BYTES];
+            let most = self.untaken.min(buffer.len());
+            // They are there. If not, the connection is broken, and whoever uses it next is told so.
+            let taken = recv(&self.stream, &mut buffer[..most], RecvFlags::empty()).map_or(0, |(_, taken)| taken);
+            self.untaken = if taken == 0 { 0 } else { self.untaken - taken };
         }
     }
 
@@ -153,19 +170,17 @@ impl Line {
         Ok(())
     }
 
-    /// Sends as many bytes as are taken now, and says which are left; an error if any are.
-    pub(super) fn try_send(&self, bytes: &mut &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let sent = self.stream.try_write(bytes)?;
-            *bytes = &bytes[sent..];
-        }
-        Ok(())
-    }
-
     /// Sends as many bytes as are taken now, and the files with the first of them.
     pub(super) fn try_send_files(&self, bytes: &[u8], files: &[File]) -> io::Result<usize> {
         let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
         self.stream.try_io(Interest::WRITABLE, || send_with_descriptors(self.stream.as_fd(), bytes, &descriptors))
+    }
+}
+
+impl Drop for Line {
+    /// Closing a socket that has bytes would look like a connection that broke.
+    fn drop(&mut self) {
+        self.take_seen();
     }
 }
 
@@ -179,8 +194,9 @@ fn process_in_words(pid: Option<i32>, uid: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::spoken;
     use super::*;
 
     #[test]
@@ -191,7 +207,7 @@ mod tests {
 
     fn pair() -> (Line, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Line::new(ours), theirs)
+        (Line::new(ours, Vec::new()), theirs)
     }
 
     #[tokio::test(start_paused = true)]
@@ -213,6 +229,31 @@ mod tests {
         assert!(wait.await.is_err(), "it is still listened to");
         theirs.write_all(&[0]).await.unwrap();
         assert!(matches!(line.request().await, Err(Over::Late)), "but one that has begun must come");
+    }
+
+    async fn seen(bytes: &[u8]) -> (Line, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(bytes).await.unwrap();
+        let (_, seen) = spoken(&ours).await.unwrap();
+        (Line::new(ours, seen), theirs)
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_is_read_once_and_what_follows_is_not_lost() {
+        let (mut line, mut theirs) = seen(b"\0\0\0\x02{}\0\0").await;
+        assert_eq!(line.request().await.unwrap(), b"{}");
+        theirs.write_all(b"\0\x02[]").await.unwrap();
+        assert_eq!(line.request().await.unwrap(), b"[]");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_before_what_was_seen_is_taken_ends_and_does_not_break() {
+        let (line, mut theirs) = seen(b"\0\0\0\x02{}").await;
+        line.send(b"answer").await.unwrap();
+        drop(line);
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,9 +47,9 @@ async fn answer(stream: UnixStream, place: OwnedSemaphorePermit, frames: Frames)
         () = frames.0.shutdown.cancelled() => None,
     };
     match spoken {
-        Some(Spoken::Frames) => frames.converse(stream, Asker::Pod, place).await,
-        Some(Spoken::Http) => {
-            if let Err(over) = Line::new(stream).finish(&not_here()).await {
+        Some((Spoken::Frames, seen)) => frames.converse(stream, seen, Asker::Pod, place).await,
+        Some((Spoken::Http, seen)) => {
+            if let Err(over) = Line::new(stream, seen).finish(&not_here()).await {
                 tracing::debug!(%over, "a connection broke");
             }
         }

@@ -105,8 +105,8 @@ fn none_left(error: &io::Error) -> Problem {
 }
 
 impl Session {
-    pub(super) fn new(stream: UnixStream, asker: Asker, frames: Frames) -> Session {
-        let line = Line::new(stream);
+    pub(super) fn new(stream: UnixStream, seen: Vec<u8>, asker: Asker, frames: Frames) -> Session {
+        let line = Line::new(stream, seen);
         Session { process: line.process(), line, asker, frames, open: Vec::new(), pending: None }
     }
 
@@ -156,7 +156,19 @@ impl Session {
             )));
         }
         let descriptors = asked.descriptors;
-        let opened = self.opened(Arc::new(asked)).await?;
+        let answer = match self.frames.0.cache.open_files_at_once(&asked, &self.process) {
+            Some(opened) => self.holds(opened, descriptors),
+            None => {
+                // On the heap: what can wait for a pull is large, and most opens do not.
+                let opened = Box::pin(self.opened(Arc::new(asked))).await?;
+                self.holds(opened, descriptors)
+            }
+        };
+        self.send_batch(answer).await
+    }
+
+    /// From now on the connection has a model open; what is said of it.
+    fn holds(&mut self, opened: OpenModel, descriptors: bool) -> Vec<u8> {
         let answer = encoded(&Answer::Opened(Box::new(OpenedFiles {
             path_below_public: opened.path_below_public,
             files: opened.files.len() as u64,
@@ -168,7 +180,7 @@ impl Session {
         })));
         self.pending = Some(Pending { lease: opened.lease_info.id.clone(), files: opened.files, sent: 0, descriptors });
         self.open.push(Open { lease: opened.lease, info: opened.lease_info });
-        self.send_batch(answer).await
+        answer
     }
 
     /// Opens what is local; pulls what is not, if the client wants to wait for it.
@@ -199,9 +211,6 @@ impl Session {
 
     /// What the last descriptor was missed for is tried again: they come back when batches have been sent.
     async fn try_open(&self, asked: &Arc<OpenFiles>) -> Result<OpenModel, Stop> {
-        if let Some(open) = self.frames.0.cache.open_files_at_once(asked, &self.process) {
-            return Ok(open);
-        }
         let mut pause = FIRST_PAUSE;
         loop {
             let (cache, asked, process) = (self.frames.0.cache.clone(), asked.clone(), self.process.clone());
@@ -237,9 +246,9 @@ impl Session {
         }
     }
 
-    /// Sends the next files of what was opened last, and what is said before them. Both at once, so that who waits for them
-    /// wakes up once.
-    async fn send_batch(&mut self, before: Vec<u8>) -> Result<(), Stop> {
+    /// Sends the next files of what was opened last, after what is said before them. All of it at once, so that who waits for
+    /// it wakes up once: a message of its own for what is said before would wake him, and have him wait again.
+    async fn send_batch(&mut self, mut bytes: Vec<u8>) -> Result<(), Stop> {
         let Some(mut pending) = self.pending.take() else {
             return Err(Stop::Refused(Problem::new(
                 Code::BadRequest,
@@ -249,16 +258,16 @@ impl Session {
         };
         let batch: Vec<ManifestFile> = pending.files.iter().skip(pending.sent).take(MAX_BATCH_FILES).cloned().collect();
         if batch.is_empty() {
-            return Ok(self.line.send(&before).await?);
+            return Ok(self.line.send(&bytes).await?);
         }
         pending.sent += batch.len();
-        let bytes = encoded(&Answer::Files {
+        bytes.extend(encoded(&Answer::Files {
             files: batch.iter().map(told).collect(),
             descriptors: if pending.descriptors { batch.len() } else { 0 },
-        });
+        }));
         let sent = match pending.descriptors {
-            true => self.hand_over(&before, &bytes, Arc::new(batch)).await,
-            false => self.line.send(&before).await.map(|()| 0).map_err(Stop::from),
+            true => self.hand_over(&bytes, Arc::new(batch)).await,
+            false => Ok(0),
         };
         match sent {
             Ok(sent) => self.line.send(&bytes[sent..]).await?,
@@ -272,16 +281,16 @@ impl Session {
         Ok(())
     }
 
-    /// Opens the files of a batch and sends them with the first bytes of its frame, after all that is said before it; how many
-    /// bytes went with them. The files are open here only while they are sent.
-    async fn hand_over(&self, mut before: &[u8], bytes: &[u8], batch: Arc<Vec<ManifestFile>>) -> Result<usize, Stop> {
+    /// Opens the files of a batch and sends them with the first bytes of what is said; how many bytes went with them. The files
+    /// are open here only while they are sent.
+    async fn hand_over(&self, bytes: &[u8], batch: Arc<Vec<ManifestFile>>) -> Result<usize, Stop> {
         let mut pause = FIRST_PAUSE;
         loop {
             // Before a turn is taken: who does not read must not keep others waiting.
             self.line.writable().await?;
             let turn = self.frames.0.batches.acquire().await.expect("the semaphore is never closed");
             let sent = match self.files_of(&batch).await? {
-                Ok(files) => self.line.try_send(&mut before).and_then(|()| self.line.try_send_files(bytes, &files)),
+                Ok(files) => self.line.try_send_files(bytes, &files),
                 Err(none_left) => Err(none_left),
             };
             drop(turn);
