@@ -38,6 +38,10 @@ const PIECE_BYTES: usize = 1 << 20;
 const BRISK_BYTES_PER_SECOND: u64 = 1_000_000;
 /// Largest range.
 const MAX_RANGE_BYTES: u64 = 16 << 20;
+/// A file of fewer is asked for in ranges of one length: each request costs something too.
+const MANY_RANGES: u64 = 16;
+/// A range asks for at most one part in so many of what is left of its file.
+const SHARE_OF_THE_REST: u64 = 4;
 /// Pieces of its own that a range takes where its file comes in one answer: then no others go ahead of it.
 const PIECES_OF_A_WHOLE: usize = 4;
 /// Files that are written at the same time, all pulls together. Each has a thread for its writer: with more files than
@@ -186,9 +190,18 @@ async fn if_it_waits<T>(stage: Stage, doing: &During, work: impl Future<Output =
     done
 }
 
-/// Where a range ends that begins there: ranges are cut at multiples of their length.
-fn end_of_range(start: u64, size: u64, range_bytes: u64) -> u64 {
-    (start / range_bytes + 1).saturating_mul(range_bytes).min(size)
+/// Where a range ends that begins there, after so many of its file were asked for: at the end of a piece, or of the file.
+///
+/// Where a file has many, the first grow from one piece on. So they end one after another and not all at once, each has half of
+/// the next ones in memory and not all of them, and nobody waits for memory. The last shrink, so that connections which find
+/// nothing more to ask for do not wait long for the others.
+fn end_of_range(start: u64, size: u64, range_bytes: u64, asked_for: u64) -> u64 {
+    let mut pieces = range_bytes / PIECE_BYTES as u64;
+    if size / range_bytes >= MANY_RANGES {
+        let left = (size - start) / PIECE_BYTES as u64;
+        pieces = pieces.min(asked_for + 1).min((left / SHARE_OF_THE_REST).max(pieces / 4)).max(1);
+    }
+    (start / PIECE_BYTES as u64 + pieces).saturating_mul(PIECE_BYTES as u64).min(size)
 }
 
 /// Whether two answers about the file can be told to be of the same bytes. If not, all of it must come in one answer:
@@ -261,7 +274,7 @@ impl Transfer {
 
         let (marked, budget) = (is_marked(file), &self.budget);
         let mut readers = JoinSet::new();
-        let mut at = start;
+        let (mut at, mut asked_for) = (start, 0);
         while at < file.size {
             while readers.try_join_next().is_some() {}
             let turn = async {
@@ -278,8 +291,9 @@ impl Transfer {
                 ended = &mut writer => return ended.expect("the writer does not panic"),
                 () = self.cancelled.cancelled() => break,
             };
-            let range = at..if marked { end_of_range(at, file.size, budget.range_bytes()) } else { file.size };
-            at = range.end;
+            let end = || end_of_range(at, file.size, budget.range_bytes(), asked_for);
+            let range = at..if marked { end() } else { file.size };
+            (at, asked_for) = (range.end, asked_for + 1);
             let (pieces_in, pieces_out) = mpsc::unbounded_channel();
             if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
                 break;
@@ -408,11 +422,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_range_is_not_empty_and_ends_at_a_multiple_or_the_end(size in 1u64..1_000_000, at in 0u64..1_000_000, step in 1u64..100_000) {
-            let at = at.min(size - 1);
-            let end = end_of_range(at, size, step);
-            prop_assert!(at < end && end <= size && end - at <= step);
-            prop_assert!(end == size || end.is_multiple_of(step));
+        fn a_range_is_not_empty_and_ends_with_a_piece_or_the_file(
+            size in 1u64..1 << 30, at in 0u64..1 << 30, pieces in 1u64..17, asked_for in 0u64..100
+        ) {
+            let (at, most) = (at.min(size - 1), pieces * PIECE_BYTES as u64);
+            let end = end_of_range(at, size, most, asked_for);
+            prop_assert!(at < end && end <= size && end - at <= most);
+            prop_assert!(end == size || end.is_multiple_of(PIECE_BYTES as u64));
         }
 
         #[test]
@@ -437,6 +453,27 @@ mod tests {
         assert_eq!(budget.range_bytes(), 4 << 20);
     }
 
+    #[test]
+    fn the_ranges_of_a_large_file_grow_and_shrink_and_those_of_a_small_one_are_few() {
+        let lengths = |mib: u64| {
+            let (mut at, mut lengths) = (0, Vec::new());
+            while at < mib << 20 {
+                let end = end_of_range(at, mib << 20, 8 << 20, lengths.len() as u64);
+                lengths.push((end - at) >> 20);
+                at = end;
+            }
+            lengths
+        };
+        assert_eq!(lengths(8), [8]);
+        assert_eq!(lengths(100), [[8; 12].as_slice(), &[4]].concat());
+        let large = lengths(1000);
+        assert_eq!(
+            (&large[..9], &large[large.len() - 6..]),
+            (&[1, 2, 3, 4, 5, 6, 7, 8, 8][..], &[3, 2, 2, 2, 2, 1][..])
+        );
+        assert!(large[8..large.len() - 12].iter().all(|length| *length == 8), "{large:?}");
+    }
+
     #[tokio::test]
     async fn a_range_goes_ahead_with_what_is_left_and_always_with_its_own() {
         let budget = Arc::new(Budget::new(4 << 20, 2));
@@ -444,13 +481,13 @@ mod tests {
         let own = budget.pieces.clone().try_acquire_many_owned(1).unwrap();
         let share = Share::of(own, true);
         let mut taken = Vec::new();
-        for left in [2, 1, 0, 0] {
+        for left in [3, 2, 1, 0] {
             taken.push(share.piece(&budget).await);
             assert_eq!(budget.pieces.available_permits(), left);
         }
         assert!(share.piece(&budget).now_or_never().is_none(), "all are taken");
         // Its own has been written, and comes back to it, not to others.
-        taken.truncate(3);
+        taken.remove(0);
         assert_eq!(budget.pieces.available_permits(), 0);
         taken.push(share.piece(&budget).await);
         drop(share);
@@ -472,6 +509,6 @@ mod tests {
 
     #[test]
     fn ranges_near_the_end_of_numbers_do_not_overflow() {
-        assert_eq!(end_of_range(u64::MAX - 5, u64::MAX, 1 << 22), u64::MAX);
+        assert_eq!(end_of_range(u64::MAX - 5, u64::MAX, 1 << 22, 9), u64::MAX);
     }
 }

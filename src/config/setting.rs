@@ -161,7 +161,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "pull.memory",
         env: "LARDER_PULL_MEMORY",
         flag: None,
-        default: Fallback::Text("48MiB"),
+        default: Fallback::Text("64MiB"),
         doc: "Memory for bytes that have come and are not yet written, all pulls together.",
         slot: Slot::Size(|c| &mut c.pull.memory, 8 * MIB..=4 * GIB),
     },
