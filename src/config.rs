@@ -583,7 +583,7 @@ mod tests {
         let limits = config.volume.limits;
         assert_eq!((limits.quota, limits.min_free, limits.low_water_percent), (None, MinFree::Auto, 95));
         assert_eq!(limits.min_residency, Duration::from_secs(600));
-        assert_eq!(config.pull.memory, Bytes(48 << 20));
+        assert_eq!(config.pull.memory, Bytes(64 << 20));
         assert_eq!((config.pull.connections, config.pull.retries), (16, 8));
         assert_eq!(config.pull.stall_timeout, Duration::from_secs(30));
         assert_eq!(config.serve.listen, Some("127.0.0.1:7437".parse().unwrap()));

@@ -75,14 +75,15 @@ impl Connections {
         Connection { permit: Some(permit), connections: self.clone() }
     }
 
-    /// A window has ended, in which so many bytes came a second.
-    pub(super) fn adapt(&self, bytes_per_second: u64) {
+    /// A window has ended, in which so many bytes came a second. Whether the fewest connections are enough.
+    pub(super) fn adapt(&self, bytes_per_second: u64) -> bool {
         let mut limit = self.limit();
         if std::mem::take(&mut limit.binds) {
             let (to, search) = limit.search.next(limit.limit, self.most, bytes_per_second);
             limit.search = search;
             self.allow(&mut limit, to);
         }
+        self.most > FEWEST && limit.limit <= FEWEST
     }
 
     /// Nothing is under way any more, and the next source may be another one.

@@ -15,6 +15,7 @@ use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::caching::Caching;
 use super::clock::{Clock, During};
@@ -58,8 +59,12 @@ pub(super) struct Budget {
     throughput: Throughput,
     files: Arc<Semaphore>,
     buffers: Mutex<Vec<MmapMut>>,
+    /// Holds pieces that nobody is to use now.
+    set_aside: Mutex<Option<AbortOnDropHandle<()>>>,
     /// So many for each connection fit in memory.
     short_range_bytes: u64,
+    /// Twice as many, and what that leaves over.
+    long_range_bytes: u64,
     brisk_bytes_per_second: u64,
 }
 
@@ -68,7 +73,7 @@ impl Budget {
     pub(super) fn new(memory_bytes: u64, connections: usize) -> Budget {
         let pieces = usize::try_from(memory_bytes / PIECE_BYTES as u64).unwrap_or(usize::MAX).clamp(1, 1 << 16);
         let connections = connections.max(1);
-        let share = (pieces / connections).max(1) as u64 * PIECE_BYTES as u64;
+        let range = |pieces: usize| (pieces.max(1) as u64 * PIECE_BYTES as u64).min(MAX_RANGE_BYTES);
         Budget {
             most_pieces: pieces,
             pieces: Arc::new(Semaphore::new(pieces)),
@@ -76,15 +81,42 @@ impl Budget {
             throughput: Throughput::default(),
             files: Arc::new(Semaphore::new(MAX_OPEN_FILES)),
             buffers: Mutex::default(),
-            short_range_bytes: share.min(MAX_RANGE_BYTES),
+            set_aside: Mutex::default(),
+            short_range_bytes: range(pieces / connections),
+            long_range_bytes: range(2 * pieces / connections),
             brisk_bytes_per_second: connections as u64 * BRISK_BYTES_PER_SECOND,
+        }
+    }
+
+    /// So many bytes came.
+    fn came(&self, bytes: usize) {
+        if let Some(bytes_per_second) = self.throughput.count(bytes) {
+            let few_are_enough = self.connections.adapt(bytes_per_second);
+            self.set_some_aside(few_are_enough);
+        }
+    }
+
+    /// Sets a quarter of the memory aside, or gives it back. A source that gives all on few connections gives more than the
+    /// disk takes: whatever memory there is, it fills, and all of that comes again if we are killed.
+    fn set_some_aside(&self, wanted: bool) {
+        let mut set_aside = self.set_aside.lock().expect("no panic while pieces are set aside");
+        let quarter = (self.most_pieces / 4) as u32;
+        // What is left must be enough for a file that comes as a whole.
+        if !wanted || self.most_pieces - (quarter as usize) < PIECES_OF_A_WHOLE {
+            *set_aside = None;
+        } else if set_aside.is_none() {
+            let pieces = self.pieces.clone();
+            *set_aside = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                let _held = pieces.acquire_many(quarter).await;
+                std::future::pending::<()>().await;
+            })));
         }
     }
 
     /// How long the next range is.
     fn range_bytes(&self) -> u64 {
         match self.throughput.bytes_per_second() {
-            Some(rate) if rate > self.brisk_bytes_per_second => (2 * self.short_range_bytes).min(MAX_RANGE_BYTES),
+            Some(rate) if rate > self.brisk_bytes_per_second => self.long_range_bytes,
             _ => self.short_range_bytes,
         }
     }
@@ -102,6 +134,7 @@ impl Budget {
     /// No pull is left: the buffers go back to the system, and what was learnt of the source is forgotten.
     pub(super) fn rest(&self) {
         self.connections.start_over();
+        self.set_some_aside(false);
         *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
         heap::give_back();
     }
@@ -352,9 +385,7 @@ impl Transfer {
                 doing.becomes(Stage::Receiving);
                 self.tally.fetched.fetch_add(came as u64, Ordering::Relaxed);
                 if_it_waits(Stage::Queued, &doing, self.demand.has_come(&self.urgency, came as u64)).await;
-                if let Some(bytes_per_second) = self.budget.throughput.count(came) {
-                    self.budget.connections.adapt(bytes_per_second);
-                }
+                self.budget.came(came);
             }
             if pieces.send(Ok(piece)).is_err() {
                 return;
@@ -451,6 +482,26 @@ mod tests {
         assert_eq!(budget.range_bytes(), 8 << 20);
         budget.throughput.count_at(0, began + std::time::Duration::from_millis(600));
         assert_eq!(budget.range_bytes(), 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn some_memory_is_set_aside_while_few_connections_are_enough() {
+        let budget = Arc::new(Budget::new(16 << 20, 16));
+        let mut taken = budget.pieces.clone().try_acquire_many_owned(14).unwrap();
+        budget.set_some_aside(true);
+        budget.set_some_aside(true);
+        tokio::task::yield_now().await;
+        assert_eq!(budget.pieces.available_permits(), 0, "two are held, and two more are waited for");
+        drop(taken.split(10));
+        assert_eq!(budget.pieces.available_permits(), 8);
+        budget.set_some_aside(false);
+        tokio::task::yield_now().await;
+        assert_eq!(budget.pieces.available_permits(), 12);
+
+        let small = Arc::new(Budget::new(4 << 20, 16));
+        small.set_some_aside(true);
+        tokio::task::yield_now().await;
+        assert_eq!(small.pieces.available_permits(), 4, "a file that comes as a whole needs them");
     }
 
     #[test]
