@@ -10,6 +10,7 @@ mod redirect;
 
 use std::sync::Arc;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -153,7 +154,7 @@ impl Client {
             .map_err(|e| Error::Misconfigured { what: "https://".into(), detail: deepest(&e) })?;
         Ok(Client {
             http,
-            direct: Arc::new(DirectClient::new(config.connect_timeout, Vec::new())),
+            direct: Arc::new(DirectClient::new(config.connect_timeout, Vec::new(), Arc::new(Matcher::from_env()))),
             gate: Arc::default(),
             answer_timeout: config.connect_timeout + config.stall_timeout,
             stall_timeout: config.stall_timeout,

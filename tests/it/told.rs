@@ -306,7 +306,9 @@ async fn a_model_that_is_on_its_way_is_told_with_how_to_wait_for_it() {
 
 #[tokio::test]
 async fn a_source_that_never_stays_as_it_is_is_told_with_both_versions() {
-    let (node, origin) = (Node::start(&[]).await, ModelOrigin::start().await);
+    // In ranges of 1 MiB: what comes in one answer is of one version.
+    let node = Node::start(&[("LARDER_PULL_MEMORY", "8MiB")]).await;
+    let origin = ModelOrigin::start().await;
     const BYTES: usize = 4_000_000;
     origin.put("m", "model.safetensors", &vec![0; BYTES]);
     // A pull begins again with the new version, but not for ever.

@@ -1,9 +1,9 @@
 //! Requests whose bodies are received into the memory of who reads them.
 //!
-//! An HTTP library receives into buffers of its own, and each byte is copied out of them: a fifth of the processor's time of
-//! a whole pull. So hyper reads only the head of an answer here, from which [`HeadFirst`] keeps the body away, and is asked
+//! An HTTP library receives into buffers of its own, and each byte is copied out of them: a quarter of the processor's time
+//! of a whole pull. So hyper reads only the head of an answer here, from which [`HeadFirst`] keeps the body away, and is asked
 //! for the connection back. A body without a length in its head (it is chunked, or ends with the connection) goes through
-//! hyper, and so does nothing that goes through a proxy: that is for the ordinary client.
+//! hyper. What goes through a proxy is for the ordinary client.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,7 +20,6 @@ use hyper::client::conn::http1;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use reqwest::Version;
 use reqwest::header::HeaderName;
@@ -49,7 +48,7 @@ pub(in crate::source) struct DirectClient {
     connect_timeout: Duration,
     /// Whom to believe besides those that the system believes.
     extra_roots: Vec<CertificateDer<'static>>,
-    proxies: Matcher,
+    proxies: Arc<Matcher>,
     /// Made when first needed: to load the certificates takes longer than to list the models.
     connector: OnceLock<Connector>,
     idle: Arc<Idle>,
@@ -64,10 +63,13 @@ pub(in crate::source) enum Answer {
 }
 
 impl DirectClient {
-    /// Nothing is connected yet. The variables of proxies are read now.
-    pub(in crate::source) fn new(connect_timeout: Duration, extra_roots: Vec<CertificateDer<'static>>) -> DirectClient {
-        let (connector, idle) = (OnceLock::new(), Arc::default());
-        DirectClient { connect_timeout, extra_roots, proxies: Matcher::from_env(), connector, idle }
+    /// Nothing is connected yet.
+    pub(in crate::source) fn new(
+        connect_timeout: Duration,
+        extra_roots: Vec<CertificateDer<'static>>,
+        proxies: Arc<Matcher>,
+    ) -> DirectClient {
+        DirectClient { connect_timeout, extra_roots, proxies, connector: OnceLock::new(), idle: Arc::default() }
     }
 
     /// Whether a request there goes there directly, not through a proxy.
@@ -438,7 +440,11 @@ mod tests {
     }
 
     fn client() -> DirectClient {
-        DirectClient::new(Duration::from_secs(10), Vec::new())
+        believing(Vec::new())
+    }
+
+    fn believing(roots: Vec<CertificateDer<'static>>) -> DirectClient {
+        DirectClient::new(Duration::from_secs(10), roots, Arc::new(Matcher::builder().build()))
     }
 
     async fn direct(client: &DirectClient, server: &Server) -> Box<dyn RangeReader> {
@@ -536,7 +542,7 @@ mod tests {
         });
         let error = client().get(&uri, &HeaderMap::new()).await.err().unwrap();
         assert_eq!(Step::of(&*error), Step::Tls, "{error:?}");
-        let believing = DirectClient::new(Duration::from_secs(10), vec![made.cert.der().clone()]);
+        let believing = believing(vec![made.cert.der().clone()]);
         for _ in 0..2 {
             let Ok(Answer::Direct(answer)) = believing.get(&uri, &HeaderMap::new()).await else { panic!() };
             let reader = answer.into_body().into_reader("x".into(), 10).unwrap();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use http_body_util::BodyExt;
+use hyper_util::client::proxy::matcher::Matcher;
 use object_store::ClientOptions;
 use object_store::client::{
     ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
@@ -33,7 +34,7 @@ pub(super) struct Connector {
     pub(super) connect_timeout: Duration,
     pub(super) stall_timeout: Duration,
     pub(super) certificates: Vec<CertificateDer<'static>>,
-    pub(super) proxies: Vec<Proxy>,
+    pub(super) proxies: Proxies,
     /// Set when a host gave us a credential that the environment does not hold.
     pub(super) was_given_credential: Arc<AtomicBool>,
 }
@@ -86,21 +87,30 @@ fn chain<'a>(
     std::iter::successors(Some(error), |e| e.source())
 }
 
+/// The proxies of an environment.
+pub(super) struct Proxies {
+    through: Vec<Proxy>,
+    /// Which requests go through one of them.
+    matcher: Arc<Matcher>,
+}
+
 /// The proxies of the environment, as every HTTP client reads them.
-pub(super) fn proxies(environment: &Environment) -> Result<Vec<Proxy>, String> {
+pub(super) fn proxies(environment: &Environment) -> Result<Proxies, String> {
     let either = |name: &str| environment.get(&name.to_ascii_lowercase()).or_else(|| environment.get(name));
     let exempt = format!("{},{METADATA_HOSTS}", either("NO_PROXY").unwrap_or_default());
-    let mut proxies = Vec::new();
+    let mut through = Vec::new();
     type Make = fn(String) -> reqwest::Result<Proxy>;
     let kinds: [(&str, Make); 3] =
         [("HTTPS_PROXY", Proxy::https), ("HTTP_PROXY", Proxy::http), ("ALL_PROXY", Proxy::all)];
     for (name, make) in kinds {
         if let Some(url) = either(name) {
             let proxy = make(url.to_owned()).map_err(|_| format!("`{name}` is not the URL of a proxy"))?;
-            proxies.push(proxy.no_proxy(NoProxy::from_string(&exempt)));
+            through.push(proxy.no_proxy(NoProxy::from_string(&exempt)));
         }
     }
-    Ok(proxies)
+    let of = |name: &str| either(name).unwrap_or_default().to_owned();
+    let matcher = Matcher::builder().https(of("HTTPS_PROXY")).http(of("HTTP_PROXY")).all(of("ALL_PROXY")).no(exempt);
+    Ok(Proxies { through, matcher: Arc::new(matcher.build()) })
 }
 
 impl std::fmt::Debug for Connector {
@@ -122,14 +132,14 @@ impl HttpConnector for Connector {
             .read_timeout(self.stall_timeout)
             .tls_certs_merge(self.certificates.iter().filter_map(|der| Certificate::from_der(der).ok()))
             .no_proxy();
-        for proxy in &self.proxies {
+        for proxy in &self.proxies.through {
             builder = builder.proxy(proxy.clone());
         }
         let http = builder.build().map_err(|e| object_store::Error::Generic { store: "TLS", source: Box::new(e) })?;
-        let direct = DirectClient::new(connect_timeout, self.certificates.clone());
+        let direct = DirectClient::new(connect_timeout, self.certificates.clone(), self.proxies.matcher.clone());
         Ok(HttpClient::new(Requests {
             http,
-            direct: self.proxies.is_empty().then_some(direct),
+            direct,
             stall_timeout: self.stall_timeout,
             host: self.host.clone(),
             bucket: self.bucket.clone(),
@@ -141,8 +151,8 @@ impl HttpConnector for Connector {
 
 struct Requests {
     http: reqwest::Client,
-    /// For the bytes of objects, unless there is a proxy.
-    direct: Option<DirectClient>,
+    /// For the bytes of objects.
+    direct: DirectClient,
     stall_timeout: Duration,
     host: String,
     bucket: String,
@@ -175,9 +185,9 @@ impl HttpService for Requests {
         self.gate.wait(&host).await;
         // The bytes of an object are many; all other bodies are small.
         let is_of_bytes = for_the_bucket && request.method() == Method::GET && request.headers().contains_key(RANGE);
-        let answered = match &self.direct {
-            Some(direct) if is_of_bytes => get_directly(direct, request, self.stall_timeout).await,
-            _ => HttpService::call(&self.http, request).await,
+        let answered = match is_of_bytes && self.direct.reaches(request.uri()) {
+            true => get_directly(&self.direct, request, self.stall_timeout).await,
+            false => HttpService::call(&self.http, request).await,
         };
         let response = match answered {
             Ok(response) => response,
@@ -306,7 +316,7 @@ mod tests {
     fn requests_that_are_not_for_the_bucket_ask_for_credentials() {
         let requests = Requests {
             http: reqwest::Client::new(),
-            direct: None,
+            direct: DirectClient::new(Duration::ZERO, Vec::new(), Arc::new(Matcher::builder().build())),
             stall_timeout: Duration::ZERO,
             host: "s3.example.com:9000".into(),
             bucket: "models".into(),
