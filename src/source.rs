@@ -108,6 +108,13 @@ impl Sources {
     }
 }
 
+/// An error, and below it one cause after the other.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |e| e.source())
+}
+
 /// Which step of reaching a source failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -126,8 +133,7 @@ pub enum Step {
 impl Step {
     /// The step that an error of an HTTP library or of the system is from: they say so only in words.
     fn of(error: &(dyn std::error::Error + 'static)) -> Step {
-        let causes = || std::iter::successors(Some(error), |e| e.source());
-        let words: Vec<_> = causes().map(|e| e.to_string().to_ascii_lowercase()).collect();
+        let words: Vec<_> = causes(error).map(|e| e.to_string().to_ascii_lowercase()).collect();
         let says = |marks: &[&str]| words.iter().any(|words| marks.iter().any(|mark| words.contains(mark)));
         let timed_out = |e: &(dyn std::error::Error + 'static)| match e.downcast_ref::<std::io::Error>() {
             Some(e) => e.kind() == std::io::ErrorKind::TimedOut,
@@ -139,7 +145,7 @@ impl Step {
             Step::Dns
         } else if says(&["certificate", "tls", "handshake", "fatal alert", "corrupt message", "invalidmessage"]) {
             Step::Tls
-        } else if says(&["timed out"]) || causes().any(timed_out) {
+        } else if says(&["timed out"]) || causes(error).any(timed_out) {
             Step::Timeout
         } else {
             Step::Connect

@@ -66,9 +66,7 @@ impl Scrub {
     fn handle(&self) -> ScrubHandle {
         ScrubHandle { id: self.id.clone(), status: self.status.subscribe() }
     }
-}
 
-impl Scrub {
     /// Waits so long; and one that nobody has asked for, which has weeks, as long as somebody waits for a model. Not once it
     /// is stopped.
     async fn pause(&self, demand: &Demand, wait: Duration) {

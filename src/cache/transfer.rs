@@ -324,9 +324,12 @@ impl Transfer {
                 ended = &mut writer => return ended.expect("the writer does not panic"),
                 () = self.cancelled.cancelled() => break,
             };
-            let end = || end_of_range(at, file.size, budget.range_bytes(), asked_for);
-            let range = at..if marked { end() } else { file.size };
-            (at, asked_for) = (range.end, asked_for + 1);
+            let end = match marked {
+                true => end_of_range(at, file.size, budget.range_bytes(), asked_for),
+                false => file.size,
+            };
+            let range = at..end;
+            (at, asked_for) = (end, asked_for + 1);
             let (pieces_in, pieces_out) = mpsc::unbounded_channel();
             if ranges_in.send((range.clone(), pieces_out)).await.is_err() {
                 break;

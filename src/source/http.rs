@@ -423,8 +423,7 @@ fn unreachable(what: &str, host: &str, error: &(dyn std::error::Error + 'static)
     // The head of the answer could not be read: reached, but not HTTP.
     const NOT_HTTP: [&str; 4] =
         ["invalid http", "message head is too large", "invalid content-length", "unexpected transfer-encoding"];
-    let mut causes = std::iter::successors(Some(error), |e| e.source());
-    if causes.any(|e| NOT_HTTP.iter().any(|words| e.to_string().to_ascii_lowercase().contains(words))) {
+    if causes(error).any(|e| NOT_HTTP.iter().any(|words| e.to_string().to_ascii_lowercase().contains(words))) {
         return Error::Protocol { what: what.to_owned(), detail: format!("`{host}`: {}", deepest(error)) };
     }
     Error::Unreachable { host: host.to_owned(), step: Step::of(error), detail: deepest(error) }

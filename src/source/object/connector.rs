@@ -72,19 +72,13 @@ pub(super) struct Refusal {
 
 /// The cause this module gave, below whatever was put around it.
 pub(super) fn cause_of(error: &object_store::Error) -> Option<&Cause> {
-    chain(error).find_map(|e| e.downcast_ref::<Cause>())
+    causes(error).find_map(|e| e.downcast_ref::<Cause>())
 }
 
 /// Whether the connection broke while a body was read, and how.
 pub(super) fn broken_body(error: &object_store::Error) -> Option<Step> {
-    let broken = chain(error).find_map(|e| e.downcast_ref::<HttpError>())?;
+    let broken = causes(error).find_map(|e| e.downcast_ref::<HttpError>())?;
     Some(if broken.kind() == HttpErrorKind::Timeout { Step::Timeout } else { Step::Connect })
-}
-
-fn chain<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |e| e.source())
 }
 
 /// The proxies of an environment.
