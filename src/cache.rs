@@ -18,6 +18,7 @@ mod memory;
 mod models;
 mod open;
 mod pace;
+mod piece;
 mod pin;
 mod proof;
 mod pull;

@@ -14,7 +14,8 @@
 //! rank 3   store   index   source       bytes on this disk; facts; bytes from elsewhere
 //! rank 2   wire                         every byte that crosses a process
 //! rank 1   model                        the nouns; no I/O
-//! rank 0   fault   telemetry   heap   priority   what an error must say; logs and metrics; memory; who goes first
+//! rank 0   fault   telemetry   heap   huge_page   priority
+//!                                        what an error must say; logs and metrics; memory; who goes first
 //! ```
 //!
 //! A module may `use` only modules of a lower rank, never its own rank, never upwards. `store`, `index` and `source` do
@@ -24,6 +25,7 @@
 //! - [`fault`]: the closed list of what can go wrong, and the one table to HTTP status, exit code and metric label.
 //! - [`telemetry`]: the log subscriber, the names of log fields, and every metric in one list.
 //! - [`heap`]: memory that is taken and not used.
+//! - [`huge_page`]: memory that a disk can be given in few parts.
 //! - [`priority`]: when the disk serves a thread.
 //! - [`model`]: the nouns: `ModelRef`, `Digest`, `Checksum`, `RelPath`, `Manifest`, `Listing`.
 //! - [`wire`]: bodies of the HTTP API, frames of the socket, the map of a descriptor, and what of a file is in memory.
@@ -46,6 +48,7 @@ pub mod config;
 pub mod daemon;
 pub mod fault;
 pub mod heap;
+pub mod huge_page;
 pub mod index;
 pub mod kubernetes;
 pub mod model;

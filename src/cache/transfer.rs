@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use futures::FutureExt;
-use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,17 +20,16 @@ use super::caching::Caching;
 use super::clock::{Clock, During};
 use super::connections::{Connection, Connections};
 use super::demand::{Demand, Turn, Urgency};
+use super::piece::{Buffers, PIECE_BYTES};
 use super::throughput::Throughput;
 use super::{Error, microseconds};
 use crate::heap;
+use crate::huge_page::PagePart;
 use crate::model::{Claim, Effort, ListedFile, Stage};
 use crate::priority::IoPriority;
 use crate::source::{self, OnGate, OnWait, RangeReader, RetryPolicy, Source};
 use crate::store::{Blob, Ingest, WriteTime};
 
-/// Bytes of one piece: large enough for wide SIMD and few system calls, small enough to stay in the cache while the
-/// writer's passes (BLAKE3, the checksum, the write) go over it.
-const PIECE_BYTES: usize = 1 << 20;
 /// From a source that gives more than this on each connection, in bytes a second, ranges are twice as long as memory allows
 /// for all of them at once: the lowest of a file needs next to none, the others half of theirs on average, and who asks less
 /// often waits less for answers. What there is no memory for waits until the lowest has come: here some seconds, which no
@@ -58,7 +56,7 @@ pub(super) struct Budget {
     connections: Arc<Connections>,
     throughput: Throughput,
     files: Arc<Semaphore>,
-    buffers: Mutex<Vec<MmapMut>>,
+    buffers: Buffers,
     /// Holds pieces that nobody is to use now.
     set_aside: Mutex<Option<AbortOnDropHandle<()>>>,
     /// So many for each connection fit in memory.
@@ -80,7 +78,7 @@ impl Budget {
             connections: Connections::new(connections),
             throughput: Throughput::default(),
             files: Arc::new(Semaphore::new(MAX_OPEN_FILES)),
-            buffers: Mutex::default(),
+            buffers: Buffers::default(),
             set_aside: Mutex::default(),
             short_range_bytes: range(pieces / connections),
             long_range_bytes: range(2 * pieces / connections),
@@ -135,22 +133,19 @@ impl Budget {
     pub(super) fn rest(&self) {
         self.connections.start_over();
         self.set_some_aside(false);
-        *self.buffers.lock().expect("no panic while the buffers are held") = Vec::new();
+        self.buffers.give_back();
         heap::give_back();
     }
 
     fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, own: Option<Arc<OwnedSemaphorePermit>>) -> Piece {
-        let reused = self.buffers.lock().expect("no panic while the buffers are held").pop();
-        let buffer = reused.unwrap_or_else(|| MmapMut::map_anon(PIECE_BYTES).expect("there is memory for a piece"));
-        Piece { buffer: Some(buffer), length: 0, budget: self.clone(), _permit: permit, _own: own }
+        Piece { buffer: Some(self.buffers.take()), length: 0, budget: self.clone(), _permit: permit, _own: own }
     }
 }
 
-/// Some bytes on their way, and the part of the budget they use. The buffer is a map of its own: so it begins at a page, as
-/// writes past the page cache need it, and what is given back goes to the system and not to a heap that keeps it.
+/// Some bytes on their way, and the part of the budget they use.
 struct Piece {
     /// Until it is dropped.
-    buffer: Option<MmapMut>,
+    buffer: Option<PagePart>,
     length: usize,
     budget: Arc<Budget>,
     _permit: OwnedSemaphorePermit,
@@ -206,8 +201,9 @@ impl Share {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let buffer = self.buffer.take();
-        self.budget.buffers.lock().expect("no panic while the buffers are held").extend(buffer);
+        if let Some(buffer) = self.buffer.take() {
+            self.budget.buffers.put_back(buffer);
+        }
     }
 }
 

@@ -12,13 +12,11 @@ use super::io::{self, read_small};
 use super::layout::Scratch;
 use super::record::json_line;
 use super::{Error, Volume};
+use crate::huge_page::HugePage;
 use crate::model::{Digest, Digester, Verified};
 
 /// Bytes of one read. A power of two, so that reads past the page cache begin where a disk's blocks do.
 pub const SCRUB_BLOCK_BYTES: usize = 1 << 20;
-
-/// What every disk takes as the beginning of a buffer in memory.
-const ALIGNMENT: usize = 4096;
 
 /// What a look at the bytes of a blob on the disk found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,9 +58,12 @@ impl Volume {
     /// open keeps its model from being evicted.
     pub fn scrub_blob(&self, digest: Digest, size: u64, mut go_on: impl FnMut(u64) -> bool) -> Result<Scrubbed, Error> {
         let path = self.blob_path(digest);
-        let mut space = vec![0; SCRUB_BLOCK_BYTES + ALIGNMENT];
-        let skipped = space.as_ptr().align_offset(ALIGNMENT);
-        let block = &mut space[skipped..][..SCRUB_BLOCK_BYTES];
+        let mut page = HugePage::map().map_err(|source| Error::Disk {
+            verb: "take memory to read",
+            path: path.clone(),
+            source,
+        })?;
+        let block = &mut page[..SCRUB_BLOCK_BYTES];
         let (mut seen, mut at, mut digester) = (None, 0, Digester::new(None, size));
         let mut takes_direct_reads = true;
         let inode = loop {

@@ -1,12 +1,20 @@
-//! Reads files so that the kernel keeps their pages: large blocks, some threads, in the order of the files.
+//! Has the kernel read files into its page cache: some threads, each a stretch at a time, in the order of the files.
+//!
+//! Nothing is copied: the pages go to `/dev/null`, which takes them as they are. To look at each byte once cost ten times as
+//! much of the processors as to have it read. Each thread reads its stretches through a file of its own: the kernel reads
+//! ahead for each open file, further and in larger pages the longer it is read in order.
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, open, sendfile};
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Error;
@@ -15,13 +23,16 @@ use crate::priority::IoPriority;
 use crate::store::{self, Blob, Volume};
 use crate::wire::residency;
 
-/// Threads that read. One leaves a disk waiting that serves requests in parallel; more than four gained nothing where it was
-/// measured (`larder bench --only warm-up` compares them with the disk's own speed).
-const READERS: usize = 4;
-/// Bytes of one read, and of each thread's buffer.
+/// Threads that read. They hardly compute, and each has asked for a few hundred KiB to some MiB ahead, as `read_ahead_kb` of the
+/// disk says: a disk that serves requests in parallel waits for fewer (`larder bench --only warm-up` compares them with its
+/// own speed).
+const READERS: usize = 16;
+/// Bytes of one call. Between two of them others may go first.
 const BLOCK_BYTES: u64 = 2 << 20;
+/// The most that a thread reads in order, of what others do not read.
+const STRETCH_BYTES: u64 = 32 << 20;
 /// Bytes that are read between two looks at the memory.
-const LOOK_EVERY_BYTES: u64 = 64 << 20;
+const LOOK_EVERY_BYTES: u64 = STRETCH_BYTES;
 
 /// How far it is, for whoever watches.
 #[derive(Debug, Default)]
@@ -65,27 +76,18 @@ pub(super) trait GivesWay: Sync {
     fn wait_until_free(&self, enough: &CancellationToken);
 }
 
-/// A file that is being read.
-struct OpenBlob {
+/// A part of a blob that was not resident. It begins with a block, and ends with one or with the blob.
+struct Stretch {
     blob: Blob,
-    file: Arc<File>,
-    /// The numbers of its blocks that were not resident when it was opened, the next one first. They are found before it is
-    /// read, because then the kernel reads ahead. They take 4 MB for a file of 1 TB.
-    missing: VecDeque<u64>,
-}
-
-/// A piece of a file that was not wholly resident.
-struct Block {
-    blob: Blob,
-    file: Arc<File>,
-    offset: u64,
-    length: u64,
+    range: Range<u64>,
 }
 
 /// Where the readers are. One of them moves it at a time.
 struct Cursor<'a> {
     blobs: std::slice::Iter<'a, Blob>,
-    open: Option<OpenBlob>,
+    /// Of the blob that was looked at last, what nobody reads yet. All of it is found before it is read, because then the
+    /// kernel reads ahead.
+    missing: VecDeque<Stretch>,
     given_bytes: u64,
     allowance: Allowance,
     looked_at_bytes: u64,
@@ -98,7 +100,7 @@ impl Reading<'_> {
     pub(super) fn run(&self) -> Result<Ended, Error> {
         let cursor = Mutex::new(Cursor {
             blobs: self.blobs.iter(),
-            open: None,
+            missing: VecDeque::new(),
             given_bytes: 0,
             allowance: (self.allowance)(),
             looked_at_bytes: 0,
@@ -108,105 +110,148 @@ impl Reading<'_> {
         std::thread::scope(|scope| {
             for _ in 1..READERS {
                 let reader = std::thread::Builder::new().name("larder-warm".to_owned());
-                let read = || self.read_blocks(&cursor, || self.way.wait_until_free(&enough));
+                let read = || self.read_stretches(&cursor, || self.way.wait_until_free(&enough));
                 // Without one more thread it is slower, and no worse.
                 drop(reader.spawn_scoped(scope, read));
             }
-            self.read_blocks(&cursor, || ());
+            self.read_stretches(&cursor, || ());
             enough.cancel();
         });
-        let cursor = cursor.into_inner().expect("no panic while a block is taken");
+        let cursor = cursor.into_inner().expect("no panic while a stretch is taken");
         cursor.ended.unwrap_or(Ok(Ended::Through))
     }
 
-    fn read_blocks(&self, cursor: &Mutex<Cursor<'_>>, wait_until_free: impl Fn()) {
-        let mut buffer = vec![0; BLOCK_BYTES as usize];
+    fn read_stretches(&self, cursor: &Mutex<Cursor<'_>>, wait_until_free: impl Fn()) {
+        let cursor = || cursor.lock().expect("no panic while a stretch is taken");
         let mut priority = IoPriority::of_this_thread();
+        let mut pages = Pages::default();
+        let mut last: Option<(Blob, File)> = None;
         loop {
+            // A stretch that is taken is read: who waits takes none.
             wait_until_free();
-            priority.give_way(self.way.is_ahead());
-            let block = cursor.lock().expect("no panic while a block is taken").next(self);
-            let Some(block) = block else { return };
-            let read = block.file.read_exact_at(&mut buffer[..block.length as usize], block.offset);
-            if let Err(source) = read {
-                let path = self.volume.blob_path(block.blob.digest);
-                let error = store::Error::Disk { verb: "read", path, source };
-                cursor.lock().expect("no panic while a block is taken").end(Err(error.into()));
-                return;
+            let Some(Stretch { blob, range }) = cursor().next(self) else { return };
+            let file = match last.take_if(|(of, _)| *of == blob) {
+                Some((_, file)) => Ok(file),
+                None => self.open(blob),
+            };
+            let read = file.and_then(|file| {
+                for at in range.clone().step_by(BLOCK_BYTES as usize) {
+                    priority.give_way(self.way.is_ahead());
+                    if self.cancelled.is_cancelled() {
+                        cursor().end(Ok(Ended::Cancelled));
+                        break;
+                    }
+                    let length = BLOCK_BYTES.min(range.end - at);
+                    pages.read(&file, at, length).map_err(|source| {
+                        let path = self.volume.blob_path(blob.digest);
+                        store::Error::Disk { verb: "read", path, source }
+                    })?;
+                    self.tally.read.fetch_add(length, Ordering::Relaxed);
+                    self.tally.done.fetch_add(length, Ordering::Relaxed);
+                }
+                Ok(file)
+            });
+            match read {
+                Ok(file) => last = Some((blob, file)),
+                Err(error) => return cursor().end(Err(error)),
             }
-            self.tally.read.fetch_add(block.length, Ordering::Relaxed);
-            self.tally.done.fetch_add(block.length, Ordering::Relaxed);
         }
     }
-}
 
-impl OpenBlob {
-    fn next(&mut self) -> Option<Block> {
-        let (offset, length) = block_at(self.missing.pop_front()?, self.blob.size);
-        Some(Block { blob: self.blob, file: self.file.clone(), offset, length })
+    fn open(&self, blob: Blob) -> Result<File, Error> {
+        let file = self.volume.read_blob(blob.digest, blob.size)?;
+        // Only advice: a file system that does not take it reads all the same.
+        let _ = fadvise(&file, 0, None, Advice::Sequential);
+        Ok(file)
     }
 }
 
-/// Where a block begins, and its length: the last one may be shorter.
-fn block_at(number: u64, size: u64) -> (u64, u64) {
-    let offset = number * BLOCK_BYTES;
-    (offset, BLOCK_BYTES.min(size - offset))
+/// Has pages read that nobody looks at.
+#[derive(Default)]
+struct Pages {
+    /// Where they go, once it is open.
+    nowhere: Option<OwnedFd>,
+}
+
+impl Pages {
+    fn read(&mut self, file: &File, offset: u64, length: u64) -> io::Result<()> {
+        let nowhere = match &mut self.nowhere {
+            Some(nowhere) => nowhere,
+            none => none.insert(open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?),
+        };
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let left = (end - at) as usize;
+            match sendfile(&*nowhere, file, Some(&mut at), left) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                // A file system that cannot lend its pages: it copies them.
+                Err(Errno::INVAL) => return file.read_exact_at(&mut vec![0; left], at),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Cursor<'_> {
-    /// The next block that is to be read; none when it has ended, for whatever reason.
-    fn next(&mut self, reading: &Reading<'_>) -> Option<Block> {
+    /// The next stretch that is to be read; none when it has ended, for whatever reason.
+    fn next(&mut self, reading: &Reading<'_>) -> Option<Stretch> {
         loop {
+            if self.ended.is_none() && reading.cancelled.is_cancelled() {
+                self.end(Ok(Ended::Cancelled));
+            }
             if self.ended.is_some() {
                 return None;
             }
-            if reading.cancelled.is_cancelled() {
-                return self.end(Ok(Ended::Cancelled));
-            }
-            let Some(block) = self.open.as_mut().and_then(OpenBlob::next) else {
-                match self.open_next(reading) {
+            let Some(mut stretch) = self.missing.pop_front() else {
+                match self.look_at_next(reading) {
                     Ok(true) => continue,
-                    Ok(false) => return self.end(Ok(Ended::Through)),
-                    Err(error) => return self.end(Err(error)),
+                    // What others still read may fail: that it is through is known when all have come here.
+                    Ok(false) => return None,
+                    Err(error) => self.end(Err(error)),
                 }
+                continue;
             };
             if self.given_bytes - self.looked_at_bytes >= LOOK_EVERY_BYTES {
                 self.allowance = (reading.allowance)();
                 self.looked_at_bytes = self.given_bytes;
             }
-            if self.given_bytes + block.length > self.allowance.bytes {
-                let bound = self.allowance.bound.clone();
-                return self.end(Ok(Ended::Short(bound)));
+            let (length, left) =
+                (stretch.range.end - stretch.range.start, self.allowance.bytes.saturating_sub(self.given_bytes));
+            if length > left {
+                self.end(Ok(Ended::Short(self.allowance.bound.clone())));
+                stretch.range.end = stretch.range.start + left / BLOCK_BYTES * BLOCK_BYTES;
             }
-            self.given_bytes += block.length;
-            return Some(block);
+            self.given_bytes += stretch.range.end - stretch.range.start;
+            return Some(stretch).filter(|stretch| !stretch.range.is_empty());
         }
     }
 
-    /// Whether there was one.
-    fn open_next(&mut self, reading: &Reading<'_>) -> Result<bool, Error> {
+    /// Whether there was one more blob.
+    fn look_at_next(&mut self, reading: &Reading<'_>) -> Result<bool, Error> {
         let Some(blob) = self.blobs.find(|blob| blob.size > 0) else { return Ok(false) };
-        let file = reading.volume.read_blob(blob.digest, blob.size)?;
-        // Only advice: a file system that does not take it reads all the same.
-        let _ = fadvise(&file, 0, None, Advice::Sequential);
-        let mut missing = VecDeque::new();
-        for number in 0..blob.size.div_ceil(BLOCK_BYTES) {
-            let (offset, length) = block_at(number, blob.size);
+        let file = reading.open(*blob)?;
+        for offset in (0..blob.size).step_by(BLOCK_BYTES as usize) {
+            let length = BLOCK_BYTES.min(blob.size - offset);
             // To ask costs next to nothing beside reading, even from memory.
             if residency::resident_bytes_in(&file, offset, length) == Some(length) {
                 reading.tally.done.fetch_add(length, Ordering::Relaxed);
-            } else {
-                missing.push_back(number);
+                continue;
+            }
+            let goes_on =
+                |last: &&mut Stretch| last.range.end == offset && offset + length - last.range.start <= STRETCH_BYTES;
+            match self.missing.back_mut().filter(goes_on) {
+                Some(last) => last.range.end = offset + length,
+                None => self.missing.push_back(Stretch { blob: *blob, range: offset..offset + length }),
             }
         }
-        self.open = Some(OpenBlob { blob: *blob, file: Arc::new(file), missing });
         Ok(true)
     }
 
     /// The first reason is the one that counts.
-    fn end(&mut self, how: Result<Ended, Error>) -> Option<Block> {
+    fn end(&mut self, how: Result<Ended, Error>) {
         self.ended.get_or_insert(how);
-        None
     }
 }
 
@@ -314,8 +359,18 @@ mod tests {
             plenty()
         };
         let (ended, _, read) = run(&there, &allowance, &cancelled);
-        assert_eq!(ended.unwrap(), Ended::Cancelled);
-        assert_eq!(read, LOOK_EVERY_BYTES + BLOCK_BYTES, "the block that was being taken is the last");
+        assert_eq!((ended.unwrap(), read), (Ended::Cancelled, LOOK_EVERY_BYTES));
+    }
+
+    #[test]
+    fn what_cannot_be_lent_is_copied_and_what_ends_too_early_is_an_error() {
+        let mut pages = Pages::default();
+        // The kernel makes it up for each who reads it: there are no pages.
+        pages.read(&File::open("/proc/self/status").unwrap(), 0, 100).unwrap();
+        let short = tempfile::tempfile().unwrap();
+        short.set_len(MIB).unwrap();
+        pages.read(&short, 0, MIB).unwrap();
+        assert_eq!(pages.read(&short, 0, MIB + 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

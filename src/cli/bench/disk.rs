@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use memmap2::MmapMut;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::floor::{directly, no_direct};
+use crate::huge_page::HugePage;
 
 /// Enough for a disk that answers several requests at once; more are not faster on any we know.
 const THREADS: u64 = 8;
@@ -56,10 +56,11 @@ pub(in crate::cli) fn write(write: &Write) -> io::Result<Duration> {
     let began = Instant::now();
     in_threads(|thread| {
         let file = directly(&write.file(thread), write.of_each())?;
-        let mut block = MmapMut::map_anon(BLOCK_BYTES as usize)?;
-        blake3::Hasher::new().update(&thread.to_le_bytes()).finalize_xof().fill(&mut block);
+        let mut page = HugePage::map()?;
+        let block = &mut page[..BLOCK_BYTES as usize];
+        blake3::Hasher::new().update(&thread.to_le_bytes()).finalize_xof().fill(block);
         for at in (0..write.of_each()).step_by(BLOCK_BYTES as usize) {
-            file.write_all_at(&block, at)?;
+            file.write_all_at(block, at)?;
         }
         file.sync_all()
     })?;
@@ -80,7 +81,8 @@ pub(in crate::cli) fn read(read: &Read) -> io::Result<Duration> {
     let began = Instant::now();
     let next = AtomicU64::new(0);
     in_threads(|_| {
-        let mut block = MmapMut::map_anon(BLOCK_BYTES as usize)?;
+        let mut page = HugePage::map()?;
+        let block = &mut page[..BLOCK_BYTES as usize];
         loop {
             let mut number = next.fetch_add(1, Ordering::Relaxed);
             let found = files.iter().find(|file| {
@@ -90,7 +92,7 @@ pub(in crate::cli) fn read(read: &Read) -> io::Result<Duration> {
             });
             let Some((file, _)) = found else { return Ok(()) };
             // The last block of a file is shorter.
-            file.read_at(&mut block, number * BLOCK_BYTES)?;
+            file.read_at(block, number * BLOCK_BYTES)?;
         }
     })?;
     Ok(began.elapsed())

@@ -9,12 +9,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use memmap2::MmapMut;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
 use super::content::Shape;
 use super::process::Used;
+use crate::huge_page::HugePage;
 
 /// Received, hashed and written at a time. Smaller ones make more calls, larger ones leave the cache of the processor.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -61,8 +61,9 @@ pub(super) fn run(receive: &Receive) -> io::Result<Received> {
 impl Receive {
     /// When its last byte had come.
     fn shard(&self, name: &str) -> io::Result<Instant> {
-        let (mut stream, mut block) = (self.ask(name)?, MmapMut::map_anon(BLOCK_BYTES)?);
-        let mut held = body_of(&mut stream, &mut block)?;
+        let (mut stream, mut page) = (self.ask(name)?, HugePage::map()?);
+        let block = &mut page[..BLOCK_BYTES];
+        let mut held = body_of(&mut stream, block)?;
         let mut file =
             self.into.as_deref().map(|into| directly(&into.join(name), self.shape.shard_bytes)).transpose()?;
         let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
