@@ -257,9 +257,10 @@ async fn bound(address: Option<SocketAddr>) -> Result<Option<Listener>, Problem>
 async fn tend(cache: Cache, scrub: ScrubConfig, pods: Option<Arc<NodePods>>) {
     let mut ticks = tokio::time::interval(TEND_EVERY);
     let mut missing = Backoff::new();
+    let mut ticked = 0u64;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => ticked += 1,
             () = or_never(pods.as_ref().map(|pods| pods.some_went())) => {
                 let cache = cache.clone();
                 if blocking(move || cache.end_leases()).await.is_err() {
@@ -271,7 +272,12 @@ async fn tend(cache: Cache, scrub: ScrubConfig, pods: Option<Arc<NodePods>>) {
         let tended = cache.clone();
         let due = missing.is_due(cache.lacks_pinned());
         let scrub = scrub.clone();
+        // The first tick comes with the start; by the next one, what starting and the first requests needed is over.
+        let settled = ticked == 2;
         let work = blocking(move || {
+            if settled {
+                heap::give_back();
+            }
             tended.flush();
             tended.end_leases();
             tended.keep_room();
