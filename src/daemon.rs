@@ -181,7 +181,6 @@ impl Daemon {
         let tending =
             tokio::spawn(tend(cache.clone(), config.scrub.clone(), membership.as_ref().map(Membership::pods)));
         drop(starting);
-        heap::give_back();
         let [listen, health, network] = addresses;
         tracing::info!(
             root = %config.volume.root.display(), socket = %config.serve.socket.display(),

@@ -126,9 +126,9 @@ impl Reading<'_> {
         let mut priority = IoPriority::of_this_thread();
         let mut pages = Pages::default();
         let mut last: Option<(Blob, File)> = None;
+        // Before a stretch is taken, too: who waits holds none that another one could read.
+        wait_until_free();
         loop {
-            // A stretch that is taken is read: who waits takes none.
-            wait_until_free();
             let Some(Stretch { blob, range }) = cursor().next(self) else { return };
             let file = match last.take_if(|(of, _)| *of == blob) {
                 Some((_, file)) => Ok(file),
@@ -148,6 +148,7 @@ impl Reading<'_> {
                     })?;
                     self.tally.read.fetch_add(length, Ordering::Relaxed);
                     self.tally.done.fetch_add(length, Ordering::Relaxed);
+                    wait_until_free();
                 }
                 Ok(file)
             });
