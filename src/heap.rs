@@ -20,17 +20,17 @@ pub fn share() {
     }
 }
 
-/// Gives it back, as far as it can be: what was freed and a heap still keeps, and the pages of the program that were needed once.
-/// Takes some milliseconds.
+/// Gives it back, as far as it can be: what [`trim`] does, and the pages of the program that were needed once. Takes some
+/// milliseconds. For when nothing is expected: what comes next is slower by them.
 pub fn give_back() {
     trim();
     let_go_of_the_program();
 }
 
-/// glibc keeps what was freed, in a heap for each thread, until the end of that heap is free. Other allocators are not asked:
-/// musl's gives back by itself.
+/// Gives back what was freed and a heap still keeps. glibc has a heap for each thread, and keeps that until its end is free. Other
+/// allocators are not asked: musl's gives back by itself.
 #[cfg_attr(target_env = "gnu", allow(unsafe_code))]
-fn trim() {
+pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number, may be called by any thread at any time, and touches nothing but memory that was freed: glibc
     // holds the lock of each heap meanwhile.

@@ -129,12 +129,13 @@ impl Budget {
         self.files.clone().acquire_owned().await.expect("the budget is never closed")
     }
 
-    /// No pull is left: the buffers go back to the system, and what was learnt of the source is forgotten.
+    /// No pull is left: the buffers go back to the system, and what was learnt of the source is forgotten. Who waited opens and
+    /// loads now, so the program stays as it is.
     pub(super) fn rest(&self) {
         self.connections.start_over();
         self.set_some_aside(false);
         self.buffers.give_back();
-        heap::give_back();
+        heap::trim();
     }
 
     fn piece(self: &Arc<Self>, permit: OwnedSemaphorePermit, own: Option<Arc<OwnedSemaphorePermit>>) -> Piece {

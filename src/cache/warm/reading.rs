@@ -123,40 +123,40 @@ impl Reading<'_> {
 
     fn read_stretches(&self, cursor: &Mutex<Cursor<'_>>, wait_until_free: impl Fn()) {
         let cursor = || cursor.lock().expect("no panic while a stretch is taken");
-        let mut priority = IoPriority::of_this_thread();
-        let mut pages = Pages::default();
-        let mut last: Option<(Blob, File)> = None;
+        let mut hand = Hand { priority: IoPriority::of_this_thread(), pages: Pages::default(), last: None };
         // Before a stretch is taken, too: who waits holds none that another one could read.
         wait_until_free();
         loop {
-            let Some(Stretch { blob, range }) = cursor().next(self) else { return };
-            let file = match last.take_if(|(of, _)| *of == blob) {
-                Some((_, file)) => Ok(file),
-                None => self.open(blob),
-            };
-            let read = file.and_then(|file| {
-                for at in range.clone().step_by(BLOCK_BYTES as usize) {
-                    priority.give_way(self.way.is_ahead());
-                    if self.cancelled.is_cancelled() {
-                        cursor().end(Ok(Ended::Cancelled));
-                        break;
-                    }
-                    let length = BLOCK_BYTES.min(range.end - at);
-                    pages.read(&file, at, length).map_err(|source| {
-                        let path = self.volume.blob_path(blob.digest);
-                        store::Error::Disk { verb: "read", path, source }
-                    })?;
-                    self.tally.read.fetch_add(length, Ordering::Relaxed);
-                    self.tally.done.fetch_add(length, Ordering::Relaxed);
-                    wait_until_free();
-                }
-                Ok(file)
-            });
-            match read {
-                Ok(file) => last = Some((blob, file)),
-                Err(error) => return cursor().end(Err(error)),
+            let Some(stretch) = cursor().next(self) else { return };
+            if let Err(error) = self.read_stretch(&stretch, &mut hand, &wait_until_free) {
+                return cursor().end(Err(error));
             }
         }
+    }
+
+    /// Reads it to its end, or until it is cancelled.
+    fn read_stretch(&self, stretch: &Stretch, hand: &mut Hand, wait_until_free: &impl Fn()) -> Result<(), Error> {
+        let Stretch { blob, range } = stretch;
+        let file = match hand.last.take_if(|(of, _)| of == blob) {
+            Some((_, file)) => file,
+            None => self.open(*blob)?,
+        };
+        for at in range.clone().step_by(BLOCK_BYTES as usize) {
+            hand.priority.give_way(self.way.is_ahead());
+            if self.cancelled.is_cancelled() {
+                break;
+            }
+            let length = BLOCK_BYTES.min(range.end - at);
+            hand.pages.read(&file, at, length).map_err(|source| {
+                let path = self.volume.blob_path(blob.digest);
+                store::Error::Disk { verb: "read", path, source }
+            })?;
+            self.tally.read.fetch_add(length, Ordering::Relaxed);
+            self.tally.done.fetch_add(length, Ordering::Relaxed);
+            wait_until_free();
+        }
+        hand.last = Some((*blob, file));
+        Ok(())
     }
 
     fn open(&self, blob: Blob) -> Result<File, Error> {
@@ -165,6 +165,14 @@ impl Reading<'_> {
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         Ok(file)
     }
+}
+
+/// What a thread keeps from one stretch to the next.
+struct Hand {
+    priority: IoPriority,
+    pages: Pages,
+    /// Its own file of the blob that it read last: for how far the kernel reads ahead in it.
+    last: Option<(Blob, File)>,
 }
 
 /// Has pages read that nobody looks at.
