@@ -29,6 +29,9 @@ pub(in crate::cli) struct Write {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Read {
     pub(in crate::cli) files: Vec<PathBuf>,
+    /// Into memory that nobody has used yet and that stays until the end, as a page cache is filled; else the same few blocks of
+    /// memory are used again and again.
+    pub(in crate::cli) keeps: bool,
 }
 
 impl Write {
@@ -80,9 +83,8 @@ pub(in crate::cli) fn read(read: &Read) -> io::Result<Duration> {
     let blocks = |(_, size): &(File, u64)| size.div_ceil(BLOCK_BYTES);
     let began = Instant::now();
     let next = AtomicU64::new(0);
-    in_threads(|_| {
-        let mut page = HugePage::map()?;
-        let block = &mut page[..BLOCK_BYTES as usize];
+    let kept = in_threads(|_| {
+        let (mut free, mut kept) = (Vec::new(), Vec::new());
         loop {
             let mut number = next.fetch_add(1, Ordering::Relaxed);
             let found = files.iter().find(|file| {
@@ -90,15 +92,23 @@ pub(in crate::cli) fn read(read: &Read) -> io::Result<Duration> {
                 number -= if here { 0 } else { blocks(file) };
                 here
             });
-            let Some((file, _)) = found else { return Ok(()) };
+            let Some((file, _)) = found else { return Ok(kept) };
+            if free.is_empty() {
+                free = HugePage::map()?.cut(BLOCK_BYTES as usize);
+            }
+            let mut block = free.pop().expect("a page has parts");
             // The last block of a file is shorter.
-            file.read_at(block, number * BLOCK_BYTES)?;
+            file.read_at(&mut block, number * BLOCK_BYTES)?;
+            if read.keeps { &mut kept } else { &mut free }.push(block);
         }
     })?;
-    Ok(began.elapsed())
+    let took = began.elapsed();
+    // Only now: to give it back takes time too.
+    drop(kept);
+    Ok(took)
 }
 
-fn in_threads(work: impl Fn(u64) -> io::Result<()> + Sync) -> io::Result<()> {
+fn in_threads<T: Send>(work: impl Fn(u64) -> io::Result<T> + Sync) -> io::Result<Vec<T>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
@@ -108,6 +118,6 @@ fn in_threads(work: impl Fn(u64) -> io::Result<()> + Sync) -> io::Result<()> {
                 })
             })
             .collect();
-        threads.into_iter().try_for_each(|thread| thread.join().expect("reading and writing do not panic"))
+        threads.into_iter().map(|thread| thread.join().expect("reading and writing do not panic")).collect()
     })
 }

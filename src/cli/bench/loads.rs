@@ -31,26 +31,30 @@ pub(super) async fn loads(bench: &mut Bench) -> Result<(), Problem> {
     let files: Vec<PathBuf> = origin.shape.names().map(|name| Path::new(&model.info().path).join(name)).collect();
     drop(model);
     drop(origin);
-    let bytes = bench.plan.model.bytes() as f64;
+    let megabytes = bench.plan.model.bytes() as f64 / 1e6;
     bench.settle().await?;
     for round in 0..bench.rounds {
-        for turn in 0..4 {
+        for turn in 0..5 {
             drop_pages(&files).await?;
-            match (round + turn) % 4 {
-                0 => match part::result_of::<Duration>(&Part::ReadDirectly(Read { files: files.clone() })).await {
-                    Ok(took) => bench.push(Row::DirectRead, bytes / 1e6 / took.as_secs_f64()),
-                    Err(problem) => bench.fail(Row::DirectRead, &problem),
-                },
-                1 => match warm(&node, &reference).await {
-                    Ok(took) => bench.push(Row::WarmUp, bytes / 1e6 / took.as_secs_f64()),
-                    Err(problem) => bench.fail(Row::WarmUp, &problem),
-                },
-                2 => bench.push(Row::LoadPlain, load(&node, &reference, &files, false).await?.as_secs_f64()),
-                _ => bench.push(Row::LoadWarm, load(&node, &reference, &files, true).await?.as_secs_f64()),
+            let (row, read) = match (round + turn) % 5 {
+                0 => (Row::DirectRead, read_directly(&files, false).await),
+                1 => (Row::DirectReadKept, read_directly(&files, true).await),
+                2 => (Row::WarmUp, warm(&node, &reference).await),
+                3 => (Row::LoadPlain, load(&node, &reference, &files, false).await),
+                _ => (Row::LoadWarm, load(&node, &reference, &files, true).await),
+            };
+            match (row, read) {
+                (Row::LoadPlain | Row::LoadWarm, Ok(took)) => bench.push(row, took.as_secs_f64()),
+                (_, Ok(took)) => bench.push(row, megabytes / took.as_secs_f64()),
+                (_, Err(problem)) => bench.fail(row, &problem),
             }
         }
     }
     node.remove()
+}
+
+async fn read_directly(files: &[PathBuf], keeps: bool) -> Result<Duration, Problem> {
+    part::result_of(&Part::ReadDirectly(Read { files: files.to_vec(), keeps })).await
 }
 
 async fn warm(node: &Node, reference: &str) -> Result<Duration, Problem> {

@@ -115,6 +115,7 @@ rows! {
     // What the machine gives.
     DirectWrite: "the disk: direct writes, several at a time, durable", MegabytesPerSecond, Disk, None, None;
     DirectRead: "the disk: direct reads of a model's files, several at a time", MegabytesPerSecond, Loads, None, None;
+    DirectReadKept: "the same into memory that is new and stays, as a page cache is filled", MegabytesPerSecond, Loads, None, None;
     Receive: "loopback: receive from the origin and throw away", MegabytesPerSecond, ColdPull, None, None;
     Blake3: "BLAKE3 on one core", MegabytesPerSecond, Processor, None, None;
     Sha256: "SHA-256 on one core", MegabytesPerSecond, Processor, None, None;

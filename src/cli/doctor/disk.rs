@@ -179,7 +179,7 @@ fn measure(directory: &Path) -> io::Result<Speed> {
     let written = Write { directory: directory.to_owned(), bytes: MEASURED_BYTES };
     let write_seconds = write(&written)?.as_secs_f64();
     let files: Vec<PathBuf> = written.files().collect();
-    let read_seconds = read(&Read { files })?.as_secs_f64();
+    let read_seconds = read(&Read { files, keeps: false })?.as_secs_f64();
     let bytes = written.total_bytes() as f64;
     Ok(Speed { written: bytes / write_seconds, read: bytes / read_seconds })
 }
