@@ -8,7 +8,7 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapMut};
 
 /// What one huge page holds, where there are any: of x86-64, and of AArch64 with pages of 4 KiB.
-pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// So much memory, cleared, in one piece where the kernel has such a piece (`madvise`, or `always`, in
 /// `/sys/kernel/mm/transparent_hugepage/enabled`), and in small pages where it has none. It is a map of its own: what is dropped

@@ -215,7 +215,7 @@ impl Cursor<'_> {
             }
             let Some(mut stretch) = self.missing.pop_front() else {
                 match self.look_at_next(reading) {
-                    Ok(true) => continue,
+                    Ok(true) => {}
                     // What others still read may fail: that it is through is known when all have come here.
                     Ok(false) => return None,
                     Err(error) => self.end(Err(error)),

@@ -1,9 +1,6 @@
 //! Loads while larder does something that nobody waits for.
 
-use std::future::ready;
 use std::path::{Path, PathBuf};
-
-use futures::TryStreamExt;
 
 use super::Bench;
 use super::loads::{drop_pages, load};
@@ -45,8 +42,7 @@ pub(super) async fn beside(bench: &mut Bench) -> Result<(), Problem> {
                     // Its bytes are not for the next round to go on with.
                     if node.client.cancel(&pull.id).await?.phase != Phase::Ready {
                         // Pulled and not opened: what somebody has held until just now may not be removed yet.
-                        let pull = node.client.pull(&PullRequest::of(other.plain())).await?;
-                        node.client.watch(&pull.id).await?.try_for_each(|_| ready(Ok(()))).await?;
+                        node.pulled(&other.plain()).await?;
                     }
                     node.client.remove(&other.plain()).await?;
                 }

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use futures::StreamExt;
+
 use super::part::{self, Part, Process, cannot};
 use super::process::Used;
 use crate::cli::scratch;
 use crate::client::{Client, Model, Opener};
 use crate::fault::{Code, Problem};
 use crate::model::ModelRef;
+use crate::wire::http::{Phase, PullRequest};
 
 /// How often a daemon that starts is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(5);
@@ -90,6 +93,20 @@ impl Node {
     /// Opens a model as a reader does; one that is not local is pulled and waited for.
     pub(super) async fn open(&self, reference: &str) -> Result<Model, Problem> {
         Opener::new(&self.socket()).open(&parsed(reference)).await
+    }
+
+    /// A pull, also of what is local, to its end. Nothing is open afterwards.
+    pub(super) async fn pulled(&self, reference: &str) -> Result<(), Problem> {
+        let mut status = self.client.pull(&PullRequest::of(parsed(reference))).await?;
+        let mut states = self.client.watch(&status.id).await?;
+        while let Some(state) = states.next().await {
+            status = state?;
+        }
+        match (status.phase, &status.error) {
+            (Phase::Ready, _) => Ok(()),
+            (_, Some(error)) => Err(Problem::from(error)),
+            (phase, None) => Err(cannot(&format!("a pull ended as {}", phase.text()))),
+        }
     }
 
     /// SIGKILL, and its end, and that of all it has on the disk.

@@ -7,18 +7,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-
 use super::content::Shape;
 use super::floor::{Receive, Received};
-use super::node::{Node, parsed};
+use super::node::Node;
 use super::origin::{Origin, Pace, Sent, now};
 use super::part::{self, Part, cannot};
 use super::row::Row;
 use super::{Bench, blocking};
 use crate::config::SETTINGS;
 use crate::fault::Problem;
-use crate::wire::http::{Phase, PullRequest};
+use crate::wire::http::PullRequest;
 
 /// Clients that ask at once for one absent model.
 const CROWD: usize = 64;
@@ -169,7 +167,7 @@ pub(super) async fn repull(bench: &mut Bench) -> Result<(), Problem> {
         bench.push(Row::RoundTrip, millis(took));
         let before = origin.sent().await?;
         let began = Instant::now();
-        ended_well(&node, &origin.checked()).await?;
+        node.pulled(&origin.checked()).await?;
         let took = began.elapsed();
         let after = origin.sent().await?;
         bench.push(Row::Repull, millis(took));
@@ -177,20 +175,6 @@ pub(super) async fn repull(bench: &mut Bench) -> Result<(), Problem> {
         bench.push(Row::RepullBytes, (after.body_bytes - before.body_bytes) as f64);
     }
     node.remove()
-}
-
-/// A pull, also of what is local, to its end.
-async fn ended_well(node: &Node, reference: &str) -> Result<(), Problem> {
-    let mut status = node.client.pull(&PullRequest::of(parsed(reference))).await?;
-    let mut states = node.client.watch(&status.id).await?;
-    while let Some(state) = states.next().await {
-        status = state?;
-    }
-    match (status.phase, &status.error) {
-        (Phase::Ready, _) => Ok(()),
-        (_, Some(error)) => Err(Problem::from(error)),
-        (phase, None) => Err(cannot(&format!("a pull ended as {}", phase.text()))),
-    }
 }
 
 /// Asks for the listing, and receives it.
@@ -235,7 +219,7 @@ pub(super) async fn revision(bench: &mut Bench) -> Result<(), Problem> {
         let first = node.open(&origin.checked()).await?;
         let disk_before = disk_bytes(&node.volume()).map_err(|e| cannot(&e.to_string()))?;
         let before = origin.revise().await?.body_bytes;
-        ended_well(&node, &origin.checked()).await?;
+        node.pulled(&origin.checked()).await?;
         let disk = disk_bytes(&node.volume()).map_err(|e| cannot(&e.to_string()))?;
         drop(first);
         node.remove()?;
