@@ -17,9 +17,10 @@ use super::job::JobHandle;
 use super::pace::Pace;
 use super::{Cache, Error, now_ms, rfc3339};
 use crate::fault::{Diagnose, Problem};
+use crate::huge_page::HugePage;
 use crate::model::{Digest, Manifest};
 use crate::priority::IoPriority;
-use crate::store::{Blob, ScrubNote, Scrubbed};
+use crate::store::{self, Blob, ScrubNote, Scrubbed};
 use crate::wire::http::{Found, ProblemBody, ScrubFinding, ScrubPhase, ScrubStatus};
 
 /// Passes that have ended and are still told about.
@@ -206,6 +207,11 @@ impl Cache {
         });
         let mut priority = IoPriority::of_this_thread();
         let mut pace = Pace::at(scrub.rate);
+        // One for all: to find and clear it takes longer than to read a small file.
+        let mut page = HugePage::map().map_err(|source| {
+            let path = self.0.volume.root().to_owned();
+            store::Error::Disk { verb: "take memory to scrub", path, source }
+        })?;
         let (mut told, mut noted) = (Instant::now(), Instant::now());
         for blob in blobs {
             let go_on = |bytes: u64| {
@@ -226,7 +232,7 @@ impl Cache {
             };
             // Also where somebody asked for it: whoever reads a model now cannot wait, this can.
             priority.give_way(true);
-            let found = self.0.volume.scrub_blob(blob.digest, blob.size, go_on)?;
+            let found = self.0.volume.scrub_blob(blob.digest, blob.size, &mut page, go_on)?;
             priority.give_way(false);
             if found == Scrubbed::Stopped {
                 self.remember(&note);

@@ -53,16 +53,17 @@ pub struct ScrubNote {
 }
 
 impl Volume {
-    /// Reads a blob from the disk and compares it with its name. `go_on` is told of each block's bytes before it is read, may
-    /// wait, and ends it by `false`. Nothing is changed, nothing is locked, and nothing is open while it waits: who has a blob
-    /// open keeps its model from being evicted.
-    pub fn scrub_blob(&self, digest: Digest, size: u64, mut go_on: impl FnMut(u64) -> bool) -> Result<Scrubbed, Error> {
+    /// Reads a blob from the disk, a block at a time into `page`, and compares it with its name. `go_on` is told of each block's
+    /// bytes before it is read, may wait, and ends it by `false`. Nothing is changed, nothing is locked, and nothing is open while
+    /// it waits: who has a blob open keeps its model from being evicted.
+    pub fn scrub_blob(
+        &self,
+        digest: Digest,
+        size: u64,
+        page: &mut HugePage,
+        mut go_on: impl FnMut(u64) -> bool,
+    ) -> Result<Scrubbed, Error> {
         let path = self.blob_path(digest);
-        let mut page = HugePage::map().map_err(|source| Error::Disk {
-            verb: "take memory to read",
-            path: path.clone(),
-            source,
-        })?;
         let block = &mut page[..SCRUB_BLOCK_BYTES];
         let (mut seen, mut at, mut digester) = (None, 0, Digester::new(None, size));
         let mut takes_direct_reads = true;
@@ -162,7 +163,7 @@ mod tests {
         for size in [0, 1, 4096, SCRUB_BLOCK_BYTES, SCRUB_BLOCK_BYTES + 17, 3 * SCRUB_BLOCK_BYTES] {
             let bytes: Vec<u8> = (0..size).map(|n| (n * 7 + size) as u8).collect();
             let blob = stored(&volume, &bytes);
-            let scrub = || volume.scrub_blob(blob.digest, blob.size, |_| true).unwrap();
+            let scrub = || volume.scrub_blob(blob.digest, blob.size, &mut HugePage::map().unwrap(), |_| true).unwrap();
             assert_eq!(scrub(), Scrubbed::Right, "{size}");
             if size > 0 {
                 spoil(&volume.blob_path(blob.digest), &[bytes[size - 1] ^ 1], size as u64 - 1);
@@ -178,9 +179,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open(dir.path()).unwrap();
         let blob = stored(&volume, b"bytes");
-        assert_eq!(volume.scrub_blob(blob.digest, 5, |_| false).unwrap(), Scrubbed::Stopped);
+        assert_eq!(
+            volume.scrub_blob(blob.digest, 5, &mut HugePage::map().unwrap(), |_| false).unwrap(),
+            Scrubbed::Stopped
+        );
         spoil(&volume.blob_path(blob.digest), b"more", 5);
-        assert!(matches!(volume.scrub_blob(blob.digest, 5, |_| true).unwrap(), Scrubbed::Wrong { .. }));
+        assert!(matches!(
+            volume.scrub_blob(blob.digest, 5, &mut HugePage::map().unwrap(), |_| true).unwrap(),
+            Scrubbed::Wrong { .. }
+        ));
     }
 
     #[test]
@@ -192,7 +199,7 @@ mod tests {
         let path = volume.blob_path(blob.digest);
         let scrub = |between: &dyn Fn()| {
             let mut blocks = 0;
-            let found = volume.scrub_blob(blob.digest, blob.size, |_| {
+            let found = volume.scrub_blob(blob.digest, blob.size, &mut HugePage::map().unwrap(), |_| {
                 blocks += 1;
                 assert!(!volume.is_open(blob.digest).unwrap());
                 if blocks == 2 {
@@ -211,7 +218,7 @@ mod tests {
         let lease = std::cell::RefCell::new(None);
         let evict = || drop(lease.replace(Some(volume.holders_of(blob.digest).unwrap())));
         let mut blocks = 0;
-        let found = volume.scrub_blob(blob.digest, blob.size, |_| {
+        let found = volume.scrub_blob(blob.digest, blob.size, &mut HugePage::map().unwrap(), |_| {
             blocks += 1;
             if blocks == 2 {
                 evict();
